@@ -1,0 +1,3 @@
+//! The outside of the ports.
+
+pub mod embedder;

@@ -1,0 +1,3 @@
+//! Embedders.
+
+pub mod hash;

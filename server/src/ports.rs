@@ -1,0 +1,366 @@
+//! What the use cases need from the outside: one trait a need, each with at least two adapters.
+//! The suites in `contract.rs` say what every adapter must do.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use async_trait::async_trait;
+
+use crate::domain::fusion::Scored;
+use crate::domain::{Collection, CollectionName, Document, EmbeddingVersion, Filter, Key, Schema};
+
+// ---------------------------------------------------------------------------------- embedder ----
+
+/// Turns texts into vectors.
+#[async_trait]
+pub trait Embedder: Send + Sync + 'static {
+    /// The model, the same for the life of the embedder.
+    fn model(&self) -> &ModelInfo;
+
+    /// Embeds texts: mean of the last hidden layer over the tokens, then L2-normalised.
+    ///
+    /// # Shapes
+    /// `n` texts give `n` embeddings, the `i`-th for `texts[i]`, each a vector of
+    /// `model().version.dimension` numbers and norm 1 (±1e-5). A text above the model's
+    /// `max_tokens` is cut there and says so.
+    ///
+    /// # Errors
+    /// `Overloaded` at once when the queue cannot take all texts; `DeadlineExceeded` when the
+    /// deadline passes before all of them are embedded; `Stopped` when the embedder has ended;
+    /// `Failed` when the model failed. Texts of a call that was dropped are not embedded.
+    ///
+    /// # Source
+    /// Pooling as in Reimers and Gurevych 2019, "Sentence-BERT", section 3 (arXiv:1908.10084).
+    async fn embed(
+        &self,
+        texts: Vec<Arc<str>>,
+        urgency: Urgency,
+    ) -> Result<Vec<Embedding>, EmbedError>;
+
+    /// Whether the embedder can embed now; the reason when it cannot.
+    fn health(&self) -> Result<(), String>;
+}
+
+/// How soon an embedding is needed.
+#[derive(Clone, Copy, Debug)]
+pub struct Urgency {
+    pub class: Class,
+    /// An embedding that would come later is not made.
+    pub deadline: Instant,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Class {
+    /// Somebody waits: a query.
+    Interactive,
+    /// Throughput matters: documents.
+    Bulk,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct Embedding {
+    pub vector: Arc<[f32]>,
+    /// Tokens that the model read, special ones included.
+    pub tokens: usize,
+    /// The text was longer than the model reads; its end is not in the vector.
+    pub truncated: bool,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct ModelInfo {
+    pub version: EmbeddingVersion,
+    pub max_tokens: usize,
+    /// Where it runs, as in `cpu` or `cuda:0`.
+    pub device: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum EmbedError {
+    #[error("the embedding queue is full")]
+    Overloaded {
+        /// When the queue is expected to have room again.
+        retry_after: Duration,
+    },
+    #[error("the deadline passed before the text was embedded")]
+    DeadlineExceeded,
+    #[error("the embedder has stopped")]
+    Stopped,
+    #[error("the model failed: {0}")]
+    Failed(String),
+}
+
+// ------------------------------------------------------------------------------ search index ----
+
+/// Finds keys of documents by vector, by words and by attributes. Holds nothing that cannot be
+/// made again from the document store.
+///
+/// Filters are exact: a search returns `limit` hits whenever that many documents match.
+#[async_trait]
+pub trait SearchIndex: Send + Sync + 'static {
+    /// Opens or creates the index of a collection and returns the generation up to which it has
+    /// every change; 0 for a new one.
+    async fn open(&self, collection: &IndexedCollection) -> Result<i64, IndexError>;
+
+    /// Applies changes, visible to every search that starts after the return and durable at once
+    /// or, when lost, told by the generation that the next `open` returns. Applying the same
+    /// changes twice changes nothing. Changes come in the order of their generations.
+    async fn apply(&self, collection: i64, changes: Changes) -> Result<(), IndexError>;
+
+    /// The `limit` documents nearest to `vector` by cosine similarity, best first; scores in
+    /// [-1, 1].
+    async fn nearest(
+        &self,
+        collection: i64,
+        vector: Arc<[f32]>,
+        filter: Option<Arc<Filter>>,
+        limit: usize,
+    ) -> Result<Vec<Scored>, IndexError>;
+
+    /// The `limit` documents with the highest BM25 score for any word of `text`, best first;
+    /// scores above 0. The text is plain words: no query syntax.
+    ///
+    /// # Source
+    /// Robertson and Zaragoza 2009, "The Probabilistic Relevance Framework: BM25 and Beyond".
+    async fn matching(
+        &self,
+        collection: i64,
+        text: &str,
+        filter: Option<Arc<Filter>>,
+        limit: usize,
+    ) -> Result<Vec<Scored>, IndexError>;
+
+    /// Counts the documents per value of each field (string, strings or bool), most frequent
+    /// first, then by value, at most `values` a field. Counts are exact. With `text` only
+    /// documents that hold a word of it are counted.
+    async fn facets(
+        &self,
+        collection: i64,
+        text: Option<&str>,
+        filter: Option<Arc<Filter>>,
+        fields: &[String],
+        values: usize,
+    ) -> Result<Facets, IndexError>;
+
+    /// Documents in the index.
+    async fn count(&self, collection: i64) -> Result<u64, IndexError>;
+
+    /// Deletes the index of a collection; one that does not exist is no error.
+    async fn drop_collection(&self, collection: i64) -> Result<(), IndexError>;
+
+    /// Makes everything durable and lets go of files.
+    async fn close(&self) -> Result<(), IndexError>;
+}
+
+/// What an index must know of a collection.
+#[derive(Clone, Debug)]
+pub struct IndexedCollection {
+    pub id: i64,
+    pub name: CollectionName,
+    pub dimension: usize,
+}
+
+/// Changes of one generation range of a collection.
+#[derive(Clone, Debug, Default)]
+pub struct Changes {
+    /// The newest generation that these changes hold.
+    pub generation: i64,
+    pub upserts: Vec<IndexedDocument>,
+    pub deletes: Vec<Key>,
+}
+
+#[derive(Clone, Debug)]
+pub struct IndexedDocument {
+    pub key: Key,
+    pub document: Document,
+    /// The searched text, see [`Document::text`].
+    pub text: String,
+    pub vector: Arc<[f32]>,
+}
+
+/// Per requested field, in the order of the request: its values with their counts.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Facets(pub Vec<(String, Vec<FacetValue>)>);
+
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, utoipa::ToSchema)]
+pub struct FacetValue {
+    pub value: String,
+    pub count: u64,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum IndexError {
+    #[error("failed to {action} the index")]
+    Io {
+        action: &'static str,
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    #[error("collection {0} is not open")]
+    NotOpen(i64),
+    #[error("the index worker was lost")]
+    Lost,
+}
+
+// ---------------------------------------------------------------------------- document store ----
+
+/// The source of truth: collections, documents with their vectors, query counts.
+#[async_trait]
+pub trait DocumentStore: Send + Sync + 'static {
+    async fn collections(&self) -> Result<Vec<Collection>, StoreError>;
+
+    async fn collection(&self, name: &CollectionName) -> Result<Option<Collection>, StoreError>;
+
+    /// # Errors
+    /// `Exists` when there is a collection of this name.
+    async fn create_collection(
+        &self,
+        name: &CollectionName,
+        schema: &Schema,
+        embedding: &EmbeddingVersion,
+    ) -> Result<Collection, StoreError>;
+
+    async fn update_schema(&self, collection: i64, schema: &Schema) -> Result<(), StoreError>;
+
+    /// Deletes a collection with all it holds; false when there was none.
+    async fn delete_collection(&self, collection: i64) -> Result<bool, StoreError>;
+
+    /// Writes documents and, when given, the schema in one transaction, durable on return. Of
+    /// documents with the same identifier in one call the last one counts.
+    /// Returns the new generation and, per document of `writes`, its key.
+    async fn upsert(
+        &self,
+        collection: i64,
+        writes: &[DocumentWrite],
+        schema: Option<&Schema>,
+    ) -> Result<Committed, StoreError>;
+
+    /// Deletes documents in one transaction, durable on return. Keys of those that existed.
+    async fn delete(&self, collection: i64, ids: &[String]) -> Result<Committed, StoreError>;
+
+    /// The stored vector and text hash of those of the documents that exist.
+    async fn embedded(
+        &self,
+        collection: i64,
+        ids: &[String],
+    ) -> Result<Vec<Option<StoredEmbedding>>, StoreError>;
+
+    async fn get(&self, collection: i64, id: &str) -> Result<Option<StoredDocument>, StoreError>;
+
+    /// The documents of these keys, in their order; `None` where one is gone.
+    async fn fetch(
+        &self,
+        collection: i64,
+        keys: &[Key],
+    ) -> Result<Vec<Option<StoredDocument>>, StoreError>;
+
+    /// Up to `limit` documents in the order of their identifiers, after `after`.
+    async fn list(
+        &self,
+        collection: i64,
+        after: Option<&str>,
+        limit: usize,
+    ) -> Result<Vec<StoredDocument>, StoreError>;
+
+    /// Changes after `generation` in order, about `limit` of them; empty when there are none.
+    async fn changes(
+        &self,
+        collection: i64,
+        generation: i64,
+        limit: usize,
+    ) -> Result<Changes, StoreError>;
+
+    /// Adds counts to the query log.
+    async fn record_queries(&self, counts: &[QueryCount]) -> Result<(), StoreError>;
+
+    /// Queries of a collection, the most frequent first.
+    async fn queries(
+        &self,
+        collection: i64,
+        selection: QuerySelection<'_>,
+        limit: usize,
+    ) -> Result<Vec<QueryStatistics>, StoreError>;
+
+    /// A mark that survives restarts: whether a thing was done once.
+    async fn mark(&self, name: &str) -> Result<bool, StoreError>;
+    async fn set_mark(&self, name: &str) -> Result<(), StoreError>;
+
+    async fn health(&self) -> Result<(), StoreError>;
+
+    async fn close(&self);
+}
+
+#[derive(Clone, Debug)]
+pub struct DocumentWrite {
+    pub document: Document,
+    pub text: String,
+    pub text_hash: [u8; 32],
+    pub vector: Arc<[f32]>,
+    pub truncated: bool,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct StoredEmbedding {
+    pub text_hash: [u8; 32],
+    pub vector: Arc<[f32]>,
+    pub truncated: bool,
+}
+
+/// The outcome of a write.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Committed {
+    pub generation: i64,
+    pub keys: Vec<Key>,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct StoredDocument {
+    pub key: Key,
+    pub document: Document,
+    /// Generation of its last change: the document's version.
+    pub generation: i64,
+    pub updated_at_ms: i64,
+    pub truncated: bool,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct QueryCount {
+    pub collection: i64,
+    /// Normalised, see [`crate::domain::normalise`].
+    pub query: String,
+    pub searches: u64,
+    /// Hits of the last search.
+    pub hits: u64,
+    pub last_used_ms: i64,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub enum QuerySelection<'a> {
+    All,
+    WithoutHits,
+    /// Those that begin so and have hits.
+    Prefix(&'a str),
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, utoipa::ToSchema)]
+pub struct QueryStatistics {
+    pub query: String,
+    pub searches: u64,
+    /// Hits of the last search.
+    pub hits: u64,
+    /// Milliseconds since 1970-01-01 UTC.
+    pub last_used_ms: i64,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    #[error("the collection exists already")]
+    Exists,
+    #[error("the collection does not exist any more")]
+    NoCollection,
+    #[error("failed to {action}")]
+    Query {
+        action: &'static str,
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+}
