@@ -19,7 +19,7 @@ use std::fmt;
 pub type Key = i64;
 
 /// Why one field of an input is not acceptable.
-#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, utoipa::ToSchema)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize, utoipa::ToSchema)]
 pub struct FieldError {
     /// Where, as in `filter.must[0].field`.
     pub path: String,

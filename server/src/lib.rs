@@ -4,6 +4,17 @@
 //! `adapters -> ports`. An adapter knows one client library, never another adapter or HTTP.
 
 pub mod adapters;
+pub mod auth;
+pub mod catalog;
+pub mod cli;
+pub mod config;
 pub mod domain;
+pub mod http;
+pub mod ingest;
+pub mod listen;
 pub mod metrics;
+pub mod popularity;
 pub mod ports;
+pub mod search;
+pub mod split;
+pub mod strict;

@@ -1,3 +1,7 @@
-fn main() {
-    println!("{:?}", tch::Tensor::from_slice(&[1f32]));
+//! The binary: everything is in the library.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    sextant_server::cli::main()
 }

@@ -39,6 +39,9 @@ pub trait Embedder: Send + Sync + 'static {
 
     /// Whether the embedder can embed now; the reason when it cannot.
     fn health(&self) -> Result<(), String>;
+
+    /// Brings the gauges that change with time up to date, for a scrape.
+    fn refresh_metrics(&self) {}
 }
 
 /// How soon an embedding is needed.
@@ -171,6 +174,7 @@ pub struct Changes {
 #[derive(Clone, Debug)]
 pub struct IndexedDocument {
     pub key: Key,
+    /// Identifier and attributes, see [`Document::without_texts`].
     pub document: Document,
     /// The searched text, see [`Document::text`].
     pub text: String,
@@ -181,7 +185,7 @@ pub struct IndexedDocument {
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Facets(pub Vec<(String, Vec<FacetValue>)>);
 
-#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, utoipa::ToSchema)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize, utoipa::ToSchema)]
 pub struct FacetValue {
     pub value: String,
     pub count: u64,
@@ -269,6 +273,9 @@ pub trait DocumentStore: Send + Sync + 'static {
         limit: usize,
     ) -> Result<Changes, StoreError>;
 
+    /// Forgets deletions up to a generation that every index has durably.
+    async fn forget_deletions(&self, collection: i64, generation: i64) -> Result<(), StoreError>;
+
     /// Adds counts to the query log.
     async fn record_queries(&self, counts: &[QueryCount]) -> Result<(), StoreError>;
 
@@ -310,6 +317,8 @@ pub struct StoredEmbedding {
 pub struct Committed {
     pub generation: i64,
     pub keys: Vec<Key>,
+    /// Documents of the collection after the write.
+    pub documents: u64,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -341,7 +350,7 @@ pub enum QuerySelection<'a> {
     Prefix(&'a str),
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, utoipa::ToSchema)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize, utoipa::ToSchema)]
 pub struct QueryStatistics {
     pub query: String,
     pub searches: u64,

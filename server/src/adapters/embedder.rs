@@ -1,3 +1,6 @@
 //! Embedders.
 
+pub mod device;
 pub mod hash;
+#[cfg(feature = "torch")]
+pub mod torch;

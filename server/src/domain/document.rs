@@ -119,15 +119,10 @@ impl Document {
         text
     }
 
-    /// The fields that are not text.
-    pub fn attributes<'a>(
-        &'a self,
-        schema: &'a Schema,
-    ) -> impl Iterator<Item = (&'a str, &'a Value)> {
-        self.fields
-            .iter()
-            .map(|(name, value)| (name.as_str(), value))
-            .filter(|(name, _)| !schema.text_fields.iter().any(|field| field == name))
+    /// The document without its texts: what an index keeps to filter and to count.
+    pub fn without_texts(mut self, schema: &Schema) -> Self {
+        self.fields.retain(|name, _| !schema.text_fields.contains(name));
+        self
     }
 
     /// Checks the document against the schema, adding attributes seen for the first time to it.

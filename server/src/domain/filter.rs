@@ -116,6 +116,15 @@ impl Filter {
         self
     }
 
+    /// The filter without the `must` conditions on a field; nested ones stay.
+    pub fn without_field(&self, field: &str) -> Self {
+        let mut filter = self.clone();
+        filter.must.retain(
+            |clause| !matches!(clause, Clause::Condition(condition) if condition.field == field),
+        );
+        filter
+    }
+
     /// What the filter means, by definition: every index is tested against this.
     pub fn matches(&self, document: &Document) -> bool {
         let clause = |clause: &Clause| match clause {

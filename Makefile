@@ -1,0 +1,82 @@
+# Sextant. `make` alone lists the targets; README.md says more.
+
+# Settings, from the environment or as arguments: make run PORT=9000
+PORT ?= 8080
+DATA_DIR ?= .data
+DEVICE ?= auto
+ARGS ?=
+
+CACHE := $(if $(XDG_CACHE_HOME),$(XDG_CACHE_HOME),$(HOME)/.cache)/sextant
+# Outside the checkout, so that another clone need not build it all again.
+CARGO_TARGET_DIR ?= $(CACHE)/target
+MODEL_DIR ?= $(CACHE)/model
+# Not from the environment: one that belongs to something else would build anything anew.
+LIBTORCH := $(CACHE)/libtorch
+export CACHE CARGO_TARGET_DIR LIBTORCH MODEL_DIR
+export LIBTORCH_CXX11_ABI := 1
+# Where rustup puts cargo; a shell that was open before does not know of it yet.
+export PATH := $(PATH):$(if $(CARGO_HOME),$(CARGO_HOME),$(HOME)/.cargo)/bin
+
+# As they were given: without `value`, make would expand a $ in them once more.
+run: export SEXTANT_SERVER__LISTEN = 127.0.0.1:$(value PORT)
+run: export SEXTANT_SERVER__DATA_DIR = $(value DATA_DIR)
+run: export SEXTANT_EMBEDDER__MODEL_DIR = $(MODEL_DIR)
+run: export SEXTANT_EMBEDDER__DEVICE = $(value DEVICE)
+
+MAKEFLAGS += --no-print-directory
+# Under `make -j`, cargo would look for the jobserver that this names, which is not open to it.
+unexport MAKEFLAGS
+SETUP := @deploy/setup/setup.sh
+SERVER := "$$CARGO_TARGET_DIR/release/sextant-server"
+CARGO_ARGS := --release --locked
+
+# cargo uses all cores by itself, and the targets build on each other.
+.NOTPARALLEL:
+.DEFAULT_GOAL := help
+.PHONY: help setup build run test fmt fmt-check lint deny openapi generated bench clean
+
+help: ## List the targets
+	@echo 'usage: make TARGET [PORT=8080] [DATA_DIR=.data] [DEVICE=auto]'
+	@echo
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' Makefile
+
+setup: ## Check the tools; fetch libtorch and the model, once
+	$(SETUP) tools libs
+
+build: setup ## Build the server
+	@cargo build $(CARGO_ARGS) -p sextant-server
+
+run: build ## Set up, build and serve http://127.0.0.1:PORT with the sample documents
+	@exec $(SERVER) serve --seed exercises=deploy/samples/exercises.ndjson
+
+test: setup ## All tests; they need chromium and chromedriver
+	$(SETUP) browser
+	@cargo test $(CARGO_ARGS) --workspace
+
+fmt: ## Format the code
+	@cargo fmt --all
+
+fmt-check: ## Is the code formatted?
+	@cargo fmt --all --check
+
+lint: setup ## Clippy, warnings being errors
+	@cargo clippy $(CARGO_ARGS) --workspace --all-targets -- -D warnings
+
+deny: ## Licences, sources, doubled versions and known weaknesses of the dependencies
+	$(SETUP) cargo-deny
+	@"$$CACHE/bin/cargo-deny" --locked check licenses bans sources
+	@if GIT_TERMINAL_PROMPT=0 timeout 20 git ls-remote https://github.com/RustSec/advisory-db HEAD >/dev/null 2>&1; \
+	then "$$CACHE/bin/cargo-deny" --locked check advisories; \
+	else echo 'advisories: not checked, the database cannot be reached'; fi
+
+openapi: build ## Write docs/openapi.json
+	@mkdir -p docs && $(SERVER) openapi > docs/openapi.json.part && mv docs/openapi.json.part docs/openapi.json
+
+generated: build ## Is docs/openapi.json what the server says?
+	@$(SERVER) openapi | diff -u docs/openapi.json - || { echo 'docs/openapi.json is not up to date: make openapi' >&2; exit 1; }
+
+bench: setup ## Benchmarks: make bench ARGS='--help'
+	@cargo run $(CARGO_ARGS) -p sextant-tests --bin bench -- $(ARGS)
+
+clean: ## Remove what was built; libtorch, the model and the data stay
+	@cargo clean

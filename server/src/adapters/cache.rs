@@ -1,0 +1,3 @@
+//! Cache tiers.
+
+pub mod memory;

@@ -1,0 +1,183 @@
+//! An in-process cache: bounded in bytes, least recently used out first, expiring with jitter,
+//! computing each missing key once however many ask for it.
+
+use std::future::Future;
+use std::hash::Hash;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use moka::Expiry;
+use moka::future::Cache;
+use moka::policy::EvictionPolicy;
+use rand::Rng;
+
+/// Share of the time to live by which an entry's own may differ, so that entries made together
+/// do not expire together.
+const JITTER: f64 = 0.1;
+/// Estimate of the bytes that an entry costs besides its key and value.
+const ENTRY_OVERHEAD: usize = 160;
+
+/// What a cache must know of its values.
+pub trait Cacheable: Clone + Send + Sync + 'static {
+    /// Bytes that the value holds.
+    fn bytes(&self) -> usize;
+    /// An answer without content, kept shorter.
+    fn is_empty(&self) -> bool;
+}
+
+#[derive(Clone, Copy, Debug)]
+pub struct CacheLimits {
+    pub max_bytes: u64,
+    pub ttl: Duration,
+    /// Time to live of an empty value.
+    pub empty_ttl: Duration,
+}
+
+/// How a value was come by.
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize, utoipa::ToSchema,
+)]
+#[serde(rename_all = "lowercase")]
+pub enum CacheStatus {
+    /// It was there.
+    Hit,
+    /// It was computed.
+    Miss,
+    /// Somebody else was computing it.
+    Coalesced,
+    /// It was computed although it may have been there, as the caller wished.
+    Bypass,
+}
+
+impl CacheStatus {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Hit => "hit",
+            Self::Miss => "miss",
+            Self::Coalesced => "coalesced",
+            Self::Bypass => "bypass",
+        }
+    }
+}
+
+pub struct MemoryCache<K, V> {
+    entries: Cache<K, Entry<V>>,
+}
+
+#[derive(Clone)]
+struct Entry<V> {
+    value: V,
+    ttl: Duration,
+}
+
+struct OwnTtl;
+
+impl<K, V> Expiry<K, Entry<V>> for OwnTtl {
+    fn expire_after_create(&self, _: &K, entry: &Entry<V>, _: Instant) -> Option<Duration> {
+        Some(entry.ttl)
+    }
+
+    fn expire_after_update(
+        &self,
+        _: &K,
+        entry: &Entry<V>,
+        _: Instant,
+        _: Option<Duration>,
+    ) -> Option<Duration> {
+        Some(entry.ttl)
+    }
+}
+
+impl<K, V> MemoryCache<K, V>
+where
+    K: Clone + Eq + Hash + Send + Sync + 'static,
+    V: Cacheable,
+{
+    pub fn new(limits: CacheLimits) -> (Self, Ttl) {
+        let entries = Cache::builder()
+            .max_capacity(limits.max_bytes)
+            .weigher(|_, entry: &Entry<V>| {
+                let bytes = entry.value.bytes() + size_of::<K>() + ENTRY_OVERHEAD;
+                u32::try_from(bytes).unwrap_or(u32::MAX)
+            })
+            .eviction_policy(EvictionPolicy::lru())
+            .expire_after(OwnTtl)
+            .support_invalidation_closures()
+            .build();
+        (Self { entries }, Ttl { ttl: limits.ttl, empty_ttl: limits.empty_ttl })
+    }
+
+    /// The value when it is there.
+    pub async fn get(&self, key: &K) -> Option<V> {
+        self.entries.get(key).await.map(|entry| entry.value)
+    }
+
+    /// The value, computed when it is not there. Of equal keys one is computed at a time; an error
+    /// goes to all who wait for it and is not kept.
+    pub async fn get_or_compute<E, F>(
+        &self,
+        key: K,
+        ttl: Ttl,
+        compute: F,
+    ) -> Result<(V, CacheStatus), E>
+    where
+        E: Clone + Send + Sync + 'static,
+        F: Future<Output = Result<V, E>>,
+    {
+        if let Some(value) = self.get(&key).await {
+            return Ok((value, CacheStatus::Hit));
+        }
+        let computed = AtomicBool::new(false);
+        let entry = self
+            .entries
+            .try_get_with(key, async {
+                computed.store(true, Ordering::Relaxed);
+                let value = compute.await?;
+                Ok(Entry { ttl: ttl.of(value.is_empty()), value })
+            })
+            .await
+            .map_err(|error: Arc<E>| (*error).clone())?;
+        let status = if computed.into_inner() { CacheStatus::Miss } else { CacheStatus::Coalesced };
+        Ok((entry.value, status))
+    }
+
+    pub async fn put(&self, key: K, value: V, ttl: Ttl) {
+        let ttl = ttl.of(value.is_empty());
+        self.entries.insert(key, Entry { value, ttl }).await;
+    }
+
+    pub async fn remove(&self, key: &K) -> bool {
+        self.entries.remove(key).await.is_some()
+    }
+
+    pub fn clear(&self) {
+        self.entries.invalidate_all();
+    }
+
+    /// Forgets the entries whose key satisfies the predicate.
+    pub fn remove_if(&self, predicate: impl Fn(&K, &V) -> bool + Send + Sync + 'static) {
+        // The only error is a cache built without this support, which `new` does not build.
+        let _ = self.entries.invalidate_entries_if(move |key, entry| predicate(key, &entry.value));
+    }
+
+    /// Entries and bytes, after pending evictions were done.
+    pub async fn usage(&self) -> (u64, u64) {
+        self.entries.run_pending_tasks().await;
+        (self.entries.entry_count(), self.entries.weighted_size())
+    }
+}
+
+/// Times to live, jittered per entry.
+#[derive(Clone, Copy, Debug)]
+pub struct Ttl {
+    ttl: Duration,
+    empty_ttl: Duration,
+}
+
+impl Ttl {
+    fn of(self, empty: bool) -> Duration {
+        let ttl = if empty { self.empty_ttl } else { self.ttl };
+        ttl.mul_f64(rand::rng().random_range(1.0 - JITTER..=1.0 + JITTER))
+    }
+}

@@ -1,0 +1,3 @@
+//! Document stores.
+
+pub mod sqlite;

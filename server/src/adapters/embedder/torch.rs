@@ -1,0 +1,275 @@
+//! The model in libtorch, on its own threads.
+
+mod batch;
+mod files;
+mod linear;
+mod model;
+mod pool;
+mod speed;
+mod tokenizer;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::thread::available_parallelism;
+use std::time::{Duration, Instant};
+
+use async_trait::async_trait;
+use tokio::sync::Semaphore;
+use tokio::time::timeout_at;
+
+use super::device::Device;
+use crate::domain::EmbeddingVersion;
+use crate::metrics::Metrics;
+use crate::ports::{EmbedError, Embedder, Embedding, ModelInfo, Urgency};
+use batch::Limits;
+use files::ModelFiles;
+use model::Bert;
+use pool::{Forward, Pool, Rows};
+use speed::Speed;
+use tokenizer::{TextTokenizer, Tokens};
+
+/// Large enough for full use of a core, small enough that a query behind a batch of documents
+/// waits some tens of milliseconds.
+const CPU_BATCH_TOKENS: usize = 512;
+const CUDA_BATCH_TOKENS: usize = 16_384;
+/// Every distinct length costs an attention call a layer; on a GPU that is a launch.
+const CUDA_BATCH_LENGTHS: usize = 32;
+/// Texts of this many bytes together are tokenized in place: handing them to another thread costs
+/// as much.
+const INLINE_BYTES: usize = 256;
+/// Every text has the two special tokens.
+const LEAST_TOKENS: usize = 2;
+/// Close to what one core does, until the warm-up has measured it.
+const GUESSED_TOKENS_PER_SECOND: f64 = 5_000.0;
+
+#[derive(Clone, Debug)]
+pub struct TorchOptions {
+    /// The folder with `model.safetensors`, `tokenizer.json` and `config.json`.
+    pub model_dir: PathBuf,
+    /// What the model is called; its files do not say it.
+    pub model_name: String,
+    pub device: Device,
+    /// Threads that each embed a batch at a time; 0 for one per CPU of the process's share. A GPU
+    /// has one.
+    pub workers: usize,
+    /// Largest batch in tokens; 0 for what suits the device. One text always fits.
+    pub max_batch_tokens: usize,
+    /// Texts that may wait.
+    pub queue_texts: usize,
+    /// Tokens that may wait.
+    pub queue_tokens: usize,
+}
+
+impl Default for TorchOptions {
+    fn default() -> Self {
+        Self {
+            model_dir: PathBuf::new(),
+            model_name: "all-MiniLM-L6-v2".to_owned(),
+            device: Device::Auto,
+            workers: 0,
+            max_batch_tokens: 0,
+            queue_texts: 4096,
+            queue_tokens: 512 * 1024,
+        }
+    }
+}
+
+/// Why the model was not loaded.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    #[error(
+        "failed to read {path:?}: the model's folder must hold model.safetensors, tokenizer.json \
+         and config.json as sentence-transformers writes them"
+    )]
+    Read { path: PathBuf, source: std::io::Error },
+    #[error("{path:?} is not what it should be: {reason}; copy the model again")]
+    Parse { path: PathBuf, reason: String },
+    #[error("{path:?} describes a model that is not supported: {reason}")]
+    Unsupported { path: PathBuf, reason: String },
+    #[error("device cuda:{asked} is not there, libtorch sees {found}; use auto or cpu")]
+    NoCuda { asked: usize, found: usize },
+    #[error("libtorch failed to load the model")]
+    Torch(#[from] tch::TchError),
+    #[error("the model failed to embed a first text: {0}")]
+    WarmUp(String),
+    #[error("failed to start a thread")]
+    StartThread(#[source] std::io::Error),
+}
+
+/// A sentence-transformers model of the BERT family, batched over all callers.
+pub struct TorchEmbedder {
+    model: ModelInfo,
+    tokenizer: Arc<TextTokenizer>,
+    /// Bounds the threads that tokenize, which share the CPUs with the model.
+    tokenizing: Semaphore,
+    pool: Pool,
+}
+
+impl TorchEmbedder {
+    /// Reads the model, warms it up and starts its threads. Takes about a second and blocks.
+    pub fn load(options: &TorchOptions, metrics: Arc<Metrics>) -> Result<Self, LoadError> {
+        let device = device(options.device)?;
+        // Without this libtorch would start a team of threads here that then spins on every CPU.
+        tch::set_num_threads(1);
+        let mut files = ModelFiles::read(&options.model_dir)?;
+        let tokenizer =
+            TextTokenizer::from_bytes(&files.tokenizer_path, &files.tokenizer, files.max_tokens)?;
+        if tokenizer.vocabulary() > files.shape.vocabulary as usize {
+            let reason = "it has more tokens than the model".to_owned();
+            return Err(LoadError::Unsupported { path: files.tokenizer_path, reason });
+        }
+        let bert = Bert::new(&mut files.weights, files.shape.clone(), device)?;
+        let version = EmbeddingVersion {
+            model: options.model_name.clone(),
+            date: files.date,
+            hash: files.hash,
+            dimension: bert.dimension(),
+        };
+        let max_tokens = files.max_tokens;
+        // What the model does not use of the weights goes before it runs.
+        drop((files.weights, files.tokenizer));
+
+        let cpus = available_parallelism().map_or(1, usize::from);
+        let (workers, batch_tokens, batch_lengths) = match device {
+            tch::Device::Cpu if options.workers == 0 => (cpus, CPU_BATCH_TOKENS, usize::MAX),
+            tch::Device::Cpu => (options.workers, CPU_BATCH_TOKENS, usize::MAX),
+            _ => (1, CUDA_BATCH_TOKENS, CUDA_BATCH_LENGTHS),
+        };
+        let set = options.max_batch_tokens;
+        let limits = Limits {
+            texts: options.queue_texts,
+            tokens: options.queue_tokens,
+            batch_tokens: if set == 0 { batch_tokens } else { set.max(max_tokens) },
+            batch_lengths,
+            workers,
+        };
+        let speed = warm_up(&bert, &limits, max_tokens)?;
+        let models = (0..workers).map(|_| Worker { bert: bert.share(), guard: None }).collect();
+        let pool = Pool::start(models, limits, speed, metrics).map_err(LoadError::StartThread)?;
+        let device = match device {
+            tch::Device::Cuda(index) => format!("cuda:{index}"),
+            _ => "cpu".to_owned(),
+        };
+        Ok(Self {
+            model: ModelInfo { version, max_tokens, device },
+            tokenizer: Arc::new(tokenizer),
+            tokenizing: Semaphore::new(cpus),
+            pool,
+        })
+    }
+
+    /// Sets the gauges of the queue, whose age would otherwise stand still between two batches.
+    pub fn refresh_gauges(&self) {
+        self.pool.refresh_gauges();
+    }
+
+    /// Answers those who wait with `Stopped` and waits for running batches, at most `limit`; true
+    /// when all threads have ended. Blocks. Dropping the embedder does the same.
+    pub fn close(&self, limit: Duration) -> bool {
+        self.pool.close(limit)
+    }
+
+    async fn tokens(&self, texts: Vec<Arc<str>>) -> Result<Vec<Tokens>, EmbedError> {
+        let short = texts.iter().map(|text| text.len()).sum::<usize>() <= INLINE_BYTES;
+        let tokenizer = Arc::clone(&self.tokenizer);
+        let tokenize = move || texts.iter().map(|text| tokenizer.tokens(text)).collect();
+        let tokens: Result<Vec<Tokens>, String> = if short {
+            tokenize()
+        } else {
+            let _permit = self.tokenizing.acquire().await.map_err(|_| EmbedError::Stopped)?;
+            tokio::task::spawn_blocking(tokenize).await.map_err(|_| EmbedError::Stopped)?
+        };
+        tokens.map_err(EmbedError::Failed)
+    }
+
+    async fn embed_now(
+        &self,
+        texts: Vec<Arc<str>>,
+        urgency: Urgency,
+    ) -> Result<Vec<Embedding>, EmbedError> {
+        // Before the work of tokenizing: under overload most calls end here.
+        self.pool.admit(texts.len(), texts.len() * LEAST_TOKENS, urgency)?;
+        let tokens = self.tokens(texts).await?;
+        let ids = tokens.iter().map(|tokens| Arc::clone(&tokens.ids)).collect();
+        let rows = self.pool.submit(ids, urgency)?.await.map_err(|_| EmbedError::Stopped)??;
+        let embedding = |(tokens, vector): (Tokens, _)| Embedding {
+            vector,
+            tokens: tokens.ids.len(),
+            truncated: tokens.truncated,
+        };
+        Ok(tokens.into_iter().zip(rows).map(embedding).collect())
+    }
+}
+
+#[async_trait]
+impl Embedder for TorchEmbedder {
+    fn model(&self) -> &ModelInfo {
+        &self.model
+    }
+
+    async fn embed(
+        &self,
+        texts: Vec<Arc<str>>,
+        urgency: Urgency,
+    ) -> Result<Vec<Embedding>, EmbedError> {
+        if texts.is_empty() {
+            return Ok(Vec::new());
+        }
+        // The queue drops what is late when it comes to it; nobody waits for that.
+        timeout_at(urgency.deadline.into(), self.embed_now(texts, urgency))
+            .await
+            .unwrap_or(Err(EmbedError::DeadlineExceeded))
+    }
+
+    fn health(&self) -> Result<(), String> {
+        self.pool.health()
+    }
+}
+
+struct Worker {
+    bert: Bert,
+    guard: Option<tch::NoGradGuard>,
+}
+
+impl Forward for Worker {
+    fn start(&mut self) {
+        // Both are settings of the thread.
+        tch::set_num_threads(1);
+        self.guard = Some(tch::no_grad_guard());
+    }
+
+    fn embed(&mut self, texts: &[Arc<[u32]>]) -> Result<Rows, String> {
+        self.bert.embed(texts).map_err(|error| error.to_string())
+    }
+}
+
+fn device(asked: Device) -> Result<tch::Device, LoadError> {
+    let found = usize::try_from(tch::Cuda::device_count()).unwrap_or(0);
+    match asked {
+        Device::Cpu => Ok(tch::Device::Cpu),
+        Device::Auto if found == 0 => Ok(tch::Device::Cpu),
+        Device::Auto => Ok(tch::Device::Cuda(0)),
+        Device::Cuda(asked) if asked < found => Ok(tch::Device::Cuda(asked)),
+        Device::Cuda(asked) => Err(LoadError::NoCuda { asked, found }),
+    }
+}
+
+/// Runs batches of each size, so that the first query finds libtorch's memory and kernels ready
+/// and the queue knows what it may promise.
+fn warm_up(bert: &Bert, limits: &Limits, max_tokens: usize) -> Result<Speed, LoadError> {
+    let _guard = tch::no_grad_guard();
+    let mut speed = Speed::guess(GUESSED_TOKENS_PER_SECOND);
+    for (texts, length) in [(1, 8), (8, 12), (limits.batch_tokens / max_tokens, max_tokens)] {
+        let batch = vec![Arc::<[u32]>::from(vec![0; length.min(max_tokens)]); texts.max(1)];
+        // The first run pays for what is made once.
+        for _ in 0..2 {
+            let started = Instant::now();
+            let rows = bert.embed(&batch).map_err(|error| LoadError::WarmUp(error.to_string()))?;
+            if rows.iter().any(|row| !row.iter().all(|number| number.is_finite())) {
+                return Err(LoadError::WarmUp("it gave no numbers".to_owned()));
+            }
+            speed.set(batch.len() * length.min(max_tokens), started.elapsed());
+        }
+    }
+    Ok(speed)
+}

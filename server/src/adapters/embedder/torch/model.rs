@@ -1,0 +1,252 @@
+//! The encoder: BERT over raw tensors, mean pooling, L2.
+//!
+//! A batch has no padding. The rows of all its texts lie one after the other, so that everything
+//! but attention is one operation over all tokens whatever the lengths, and attention runs once per
+//! distinct length, without a mask. A text's vector so does not depend on its company.
+//!
+//! # Source
+//! Devlin et al. 2018, "BERT" (arXiv:1810.04805); pooling as in Reimers and Gurevych 2019,
+//! "Sentence-BERT", section 3 (arXiv:1908.10084).
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use tch::{Device, IndexOp, Kind, TchError, Tensor};
+
+use super::LoadError;
+use super::files::{Shape, Weights};
+use super::linear::Linear;
+
+pub struct Bert {
+    words: Tensor,
+    /// Position and token type; every token is of type 0.
+    positions: Tensor,
+    norm: Norm,
+    layers: Vec<Layer>,
+    shape: Shape,
+    device: Device,
+}
+
+struct Layer {
+    query_key_value: Linear,
+    attention_output: Linear,
+    attention_norm: Norm,
+    intermediate: Linear,
+    output: Linear,
+    output_norm: Norm,
+}
+
+struct Norm {
+    weight: Tensor,
+    bias: Tensor,
+    eps: f64,
+}
+
+/// The rows of the texts of one length.
+struct Group {
+    rows: Range<i64>,
+    texts: i64,
+    length: i64,
+}
+
+impl Bert {
+    pub fn new(weights: &mut Weights, shape: Shape, device: Device) -> Result<Self, LoadError> {
+        let _guard = tch::no_grad_guard();
+        let (hidden, inner) = (shape.hidden, shape.intermediate);
+        let mut layers = Vec::new();
+        for layer in 0..shape.layers {
+            let name = |part: &str| format!("encoder.layer.{layer}.{part}");
+            let mut fused = Vec::new();
+            for kind in ["weight", "bias"] {
+                let size: &[i64] = if kind == "weight" { &[hidden, hidden] } else { &[hidden] };
+                let mut parts = Vec::new();
+                for part in ["query", "key", "value"] {
+                    let part = name(&format!("attention.self.{part}.{kind}"));
+                    parts.push(weights.take(&part, size)?);
+                }
+                fused.push(Tensor::f_cat(&parts, 0)?.f_to_device(device)?);
+            }
+            let bias = fused.swap_remove(1);
+            let query_key_value = Linear::new(fused.swap_remove(0), bias);
+            let mut linear = |part: &str, to: i64, from: i64| -> Result<Linear, LoadError> {
+                let weight = weights.take(&name(&format!("{part}.weight")), &[to, from])?;
+                let bias = weights.take(&name(&format!("{part}.bias")), &[to])?;
+                Ok(Linear::new(weight.f_to_device(device)?, bias.f_to_device(device)?))
+            };
+            let attention_output = linear("attention.output.dense", hidden, hidden)?;
+            let intermediate = linear("intermediate.dense", inner, hidden)?;
+            let output = linear("output.dense", hidden, inner)?;
+            layers.push(Layer {
+                query_key_value,
+                attention_output,
+                attention_norm: Norm::new(weights, &name("attention.output"), &shape, device)?,
+                intermediate,
+                output,
+                output_norm: Norm::new(weights, &name("output"), &shape, device)?,
+            });
+        }
+        let words =
+            weights.take("embeddings.word_embeddings.weight", &[shape.vocabulary, hidden])?;
+        let positions = weights
+            .take("embeddings.position_embeddings.weight", &[shape.max_positions, hidden])?;
+        let types =
+            weights.take("embeddings.token_type_embeddings.weight", &[shape.types, hidden])?;
+        Ok(Self {
+            words: words.f_to_device(device)?,
+            positions: positions.f_add(&types.f_get(0)?)?.f_to_device(device)?,
+            norm: Norm::new(weights, "embeddings", &shape, device)?,
+            layers,
+            shape,
+            device,
+        })
+    }
+
+    /// The same model for another thread: the weights are shared.
+    pub fn share(&self) -> Self {
+        Self {
+            words: self.words.shallow_clone(),
+            positions: self.positions.shallow_clone(),
+            norm: self.norm.share(),
+            layers: self.layers.iter().map(Layer::share).collect(),
+            shape: self.shape.clone(),
+            device: self.device,
+        }
+    }
+
+    /// Embeds token ids, row `i` of the result for `texts[i]`. Texts of equal length must stand
+    /// together, for speed only: each run of one length is one call of attention.
+    ///
+    /// # Shapes
+    /// `n` texts of 1 to `max_positions` ids below the vocabulary give `n` vectors of `hidden`
+    /// numbers of norm 1.
+    pub fn embed(&self, texts: &[Arc<[u32]>]) -> Result<Vec<Arc<[f32]>>, TchError> {
+        if texts.is_empty() {
+            return Ok(Vec::new());
+        }
+        let groups = groups(texts);
+        let ids: Vec<i64> = texts.iter().flat_map(|ids| ids.iter().map(|&id| id.into())).collect();
+        let places: Vec<i64> = texts.iter().flat_map(|ids| 0..count(ids)).collect();
+        let words = self.words.f_index_select(0, &self.indices(&ids)?)?;
+        let positions = self.positions.f_index_select(0, &self.indices(&places)?)?;
+        let mut hidden = self.norm.forward(&words.f_add(&positions)?)?;
+        for layer in &self.layers {
+            hidden = layer.forward(&hidden, &groups, self.shape.heads)?;
+        }
+        let pooled = groups
+            .iter()
+            .map(|group| group.of(&hidden)?.f_mean_dim(1, false, Kind::Float))
+            .collect::<Result<Vec<_>, _>>()?;
+        let pooled = Tensor::f_cat(&pooled, 0)?;
+        let norms = pooled.f_norm_scalaropt_dim(2, 1, true)?.f_clamp_min(1e-12)?;
+        let rows = pooled.f_div(&norms)?.f_to_device(Device::Cpu)?.f_contiguous()?;
+        let mut numbers = vec![0.0_f32; texts.len() * self.dimension()];
+        let count = numbers.len();
+        rows.f_copy_data(&mut numbers, count)?;
+        Ok(numbers.chunks_exact(self.dimension()).map(Arc::from).collect())
+    }
+
+    pub fn dimension(&self) -> usize {
+        self.shape.hidden as usize
+    }
+
+    fn indices(&self, values: &[i64]) -> Result<Tensor, TchError> {
+        Tensor::f_from_slice(values)?.f_to_device(self.device)
+    }
+}
+
+impl Layer {
+    fn share(&self) -> Self {
+        Self {
+            query_key_value: self.query_key_value.share(),
+            attention_output: self.attention_output.share(),
+            attention_norm: self.attention_norm.share(),
+            intermediate: self.intermediate.share(),
+            output: self.output.share(),
+            output_norm: self.output_norm.share(),
+        }
+    }
+
+    fn forward(&self, x: &Tensor, groups: &[Group], heads: i64) -> Result<Tensor, TchError> {
+        let projected = self.query_key_value.forward(x)?;
+        let mut attended = groups
+            .iter()
+            .map(|group| attention(&group.of(&projected)?, heads))
+            .collect::<Result<Vec<_>, _>>()?;
+        let attended =
+            if attended.len() == 1 { attended.remove(0) } else { Tensor::f_cat(&attended, 0)? };
+        let x = self.attention_norm.forward(&self.attention_output.forward_add(&attended, x)?)?;
+        let inner = self.intermediate.forward_gelu(&x)?;
+        self.output_norm.forward(&self.output.forward_add(&inner, &x)?)
+    }
+}
+
+impl Norm {
+    fn new(
+        weights: &mut Weights,
+        part: &str,
+        shape: &Shape,
+        device: Device,
+    ) -> Result<Self, LoadError> {
+        let mut take = |kind: &str| -> Result<Tensor, LoadError> {
+            let tensor = weights.take(&format!("{part}.LayerNorm.{kind}"), &[shape.hidden])?;
+            Ok(tensor.f_to_device(device)?)
+        };
+        Ok(Self { weight: take("weight")?, bias: take("bias")?, eps: shape.layer_norm_eps })
+    }
+
+    fn share(&self) -> Self {
+        Self { weight: self.weight.shallow_clone(), bias: self.bias.shallow_clone(), eps: self.eps }
+    }
+
+    fn forward(&self, x: &Tensor) -> Result<Tensor, TchError> {
+        x.f_layer_norm(self.weight.size(), Some(&self.weight), Some(&self.bias), self.eps, false)
+    }
+}
+
+impl Group {
+    /// Its rows of `[tokens, width]` as `[texts, length, width]`.
+    fn of(&self, x: &Tensor) -> Result<Tensor, TchError> {
+        x.f_narrow(0, self.rows.start, self.rows.end - self.rows.start)?.f_view([
+            self.texts,
+            self.length,
+            -1,
+        ])
+    }
+}
+
+/// `[texts, length, 3 * width]` to `[texts * length, width]`.
+fn attention(projected: &Tensor, heads: i64) -> Result<Tensor, TchError> {
+    let (texts, length, width) = projected.size3()?;
+    let parts = projected.f_view([texts, length, 3, heads, width / 3 / heads])?;
+    let part = |index: i64| parts.i((.., .., index)).f_transpose(1, 2);
+    Tensor::f_scaled_dot_product_attention(
+        &part(0)?,
+        &part(1)?,
+        &part(2)?,
+        None::<Tensor>,
+        0.0,
+        false,
+        None,
+        false,
+    )?
+    .f_transpose(1, 2)?
+    .f_reshape([texts * length, width / 3])
+}
+
+fn groups(texts: &[Arc<[u32]>]) -> Vec<Group> {
+    let mut start = 0;
+    texts
+        .chunk_by(|a, b| a.len() == b.len())
+        .map(|run| {
+            let (texts, length) = (count(run), count(&run[0]));
+            let rows = start..start + texts * length;
+            start = rows.end;
+            Group { rows, texts, length }
+        })
+        .collect()
+}
+
+/// libtorch counts in signed numbers; no slice is too long for them.
+fn count<T>(slice: &[T]) -> i64 {
+    i64::try_from(slice.len()).unwrap_or(i64::MAX)
+}

@@ -1,0 +1,367 @@
+//! The threads that the model runs on, fed by one queue.
+
+use std::any::Any;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use tokio::sync::oneshot;
+
+use super::batch::{Batch, Limits, Lost, Queue, Refusal, Waiter};
+use super::speed::Speed;
+use crate::metrics::Metrics;
+use crate::ports::{EmbedError, Urgency};
+
+/// What runs on a worker's thread.
+pub trait Forward: Send + 'static {
+    /// Called once on the thread, before the first batch.
+    fn start(&mut self) {}
+
+    /// One vector per text.
+    fn embed(&mut self, texts: &[Arc<[u32]>]) -> Result<Vec<Arc<[f32]>>, String>;
+}
+
+pub type Rows = Vec<Arc<[f32]>>;
+type Answer = Result<Rows, EmbedError>;
+
+pub struct Pool {
+    shared: Arc<Shared>,
+    threads: Mutex<Vec<JoinHandle<()>>>,
+}
+
+struct Shared {
+    state: Mutex<State>,
+    wake: Condvar,
+    metrics: Arc<Metrics>,
+    workers: usize,
+}
+
+struct State {
+    queue: Queue<Row>,
+    closing: bool,
+    alive: usize,
+    /// Why a worker was lost, the last one of them.
+    reason: Option<String>,
+}
+
+/// A text of a call.
+struct Row {
+    call: Arc<Call>,
+    index: usize,
+}
+
+/// A call until it is answered.
+struct Call(Mutex<Option<Open>>);
+
+struct Open {
+    answer: oneshot::Sender<Answer>,
+    rows: Vec<Option<Arc<[f32]>>>,
+    missing: usize,
+}
+
+impl Pool {
+    pub fn start<F: Forward>(
+        workers: Vec<F>,
+        limits: Limits,
+        speed: Speed,
+        metrics: Arc<Metrics>,
+    ) -> std::io::Result<Self> {
+        let count = workers.len();
+        let state =
+            State { queue: Queue::new(limits, speed), closing: false, alive: count, reason: None };
+        let shared =
+            Shared { state: Mutex::new(state), wake: Condvar::new(), metrics, workers: count };
+        let pool = Self { shared: Arc::new(shared), threads: Mutex::default() };
+        for (index, worker) in workers.into_iter().enumerate() {
+            let shared = Arc::clone(&pool.shared);
+            let thread = std::thread::Builder::new()
+                .name(format!("embed-{index}"))
+                .spawn(move || run(&shared, worker))?;
+            pool.threads.lock().unwrap_or_else(PoisonError::into_inner).push(thread);
+        }
+        Ok(pool)
+    }
+
+    /// Whether so many tokens would be admitted now, without their being known yet.
+    pub fn admit(&self, texts: usize, tokens: usize, urgency: Urgency) -> Result<(), EmbedError> {
+        let mut state = self.shared.lock();
+        if state.closing || state.alive == 0 {
+            return Err(EmbedError::Stopped);
+        }
+        let admitted = state.queue.admit(texts, tokens, urgency, Instant::now());
+        self.shared.settle(&mut state);
+        admitted.map_err(|refusal| self.refused(refusal, texts))
+    }
+
+    /// Hands texts to the workers. The receiver gets one row per text; dropping it takes back
+    /// those that are not being computed.
+    pub fn submit(
+        &self,
+        texts: Vec<Arc<[u32]>>,
+        urgency: Urgency,
+    ) -> Result<oneshot::Receiver<Answer>, EmbedError> {
+        let (answer, receiver) = oneshot::channel();
+        let count = texts.len();
+        let open = Open { answer, rows: vec![None; count], missing: count };
+        let call = Arc::new(Call(Mutex::new(Some(open))));
+        let rows = texts
+            .into_iter()
+            .enumerate()
+            .map(|(index, ids)| (ids, Row { call: Arc::clone(&call), index }))
+            .collect();
+        let mut state = self.shared.lock();
+        if state.closing || state.alive == 0 {
+            return Err(EmbedError::Stopped);
+        }
+        let pushed = state.queue.push(rows, urgency, Instant::now());
+        self.shared.settle(&mut state);
+        drop(state);
+        let joined = pushed.map_err(|refusal| self.refused(refusal, count))?;
+        self.shared.count("joined", joined);
+        self.shared.wake.notify_one();
+        Ok(receiver)
+    }
+
+    fn refused(&self, refusal: Refusal, texts: usize) -> EmbedError {
+        match refusal {
+            Refusal::Overloaded { retry_after } => {
+                self.shared.count("refused", texts);
+                EmbedError::Overloaded { retry_after }
+            }
+            Refusal::Expired => {
+                self.shared.count("expired", texts);
+                EmbedError::DeadlineExceeded
+            }
+        }
+    }
+
+    /// An error when a worker was lost, also while others go on.
+    pub fn health(&self) -> Result<(), String> {
+        let state = self.shared.lock();
+        if state.closing {
+            return Err("the embedder has stopped".to_owned());
+        }
+        if state.alive == self.shared.workers {
+            return Ok(());
+        }
+        let lost = self.shared.workers - state.alive;
+        let reason = state.reason.as_deref().unwrap_or("unknown reason");
+        Err(format!("{lost} of {} embedding workers lost: {reason}", self.shared.workers))
+    }
+
+    /// Sets the gauges of the queue to what they are now.
+    pub fn refresh_gauges(&self) {
+        let state = self.shared.lock();
+        let age = state.queue.oldest_age(Instant::now());
+        self.shared.metrics.embed_queue_oldest_age.set(age.as_secs_f64());
+        self.shared.show_depth(&state);
+    }
+
+    /// Answers those who wait with `Stopped`, lets running batches end and waits for that at most
+    /// `limit`. True when all threads have ended.
+    pub fn close(&self, limit: Duration) -> bool {
+        let mut state = self.shared.lock();
+        state.closing = true;
+        // Rows being computed stay: their batches end soon.
+        let waiting = state.queue.drain_waiting();
+        self.shared.settle(&mut state);
+        self.shared.wake.notify_all();
+        drop(state);
+        for row in waiting {
+            row.fail(&EmbedError::Stopped);
+        }
+        let state = self.shared.lock();
+        let ended = self.shared.wake.wait_timeout_while(state, limit, |state| state.alive > 0);
+        let (state, _) = ended.unwrap_or_else(PoisonError::into_inner);
+        let all = state.alive == 0;
+        drop(state);
+        if all {
+            let mut threads = self.threads.lock().unwrap_or_else(PoisonError::into_inner);
+            for thread in threads.drain(..) {
+                // A panic of a worker was reported when it happened.
+                let _ = thread.join();
+            }
+        }
+        all
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // The state is only changed by code that does not panic halfway.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn count(&self, outcome: &str, texts: usize) {
+        self.metrics.embed_texts.with_label_values(&[outcome]).inc_by(texts as u64);
+    }
+
+    /// Answers the rows that the queue gave up and shows its depth.
+    fn settle(&self, state: &mut State) {
+        for (row, lost) in state.queue.take_lost() {
+            match lost {
+                Lost::Expired => self.count("expired", 1),
+                Lost::Abandoned => self.count("abandoned", 1),
+            }
+            row.fail(&EmbedError::DeadlineExceeded);
+        }
+        self.show_depth(state);
+    }
+
+    fn show_depth(&self, state: &State) {
+        let texts = i64::try_from(state.queue.texts()).unwrap_or(i64::MAX);
+        self.metrics.embed_queue_depth.set(texts);
+    }
+
+    /// The next batch; `None` when the pool closes.
+    fn next(&self) -> Option<Batch> {
+        let mut state = self.lock();
+        loop {
+            if state.closing {
+                return None;
+            }
+            let batch = state.queue.take(Instant::now());
+            self.settle(&mut state);
+            if batch.is_some() {
+                if state.queue.texts() > 0 {
+                    self.wake.notify_one();
+                }
+                return batch;
+            }
+            state = self.wake.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    fn observe(&self, batch: &Batch, took: Duration) {
+        self.count("embedded", batch.texts.len());
+        self.metrics.embed_batch_size.observe(batch.texts.len() as f64);
+        self.metrics.embed_batch_tokens.observe(batch.tokens as f64);
+        self.metrics.embed_duration.observe(took.as_secs_f64());
+        self.metrics.embed_tokens.with_label_values(&["text"]).inc_by(batch.tokens as f64);
+        // Batches are made without padding, see `model`.
+        self.metrics.embed_tokens.with_label_values(&["padding"]).inc_by(0.0);
+        self.metrics.embed_padding_ratio.set(0.0);
+    }
+}
+
+impl Drop for Pool {
+    fn drop(&mut self) {
+        self.close(Duration::from_secs(5));
+    }
+}
+
+fn run<F: Forward>(shared: &Shared, mut worker: F) {
+    let mut leaving = Leaving { shared, left: false };
+    worker.start();
+    while let Some(batch) = shared.next() {
+        let started = Instant::now();
+        let outcome = catch_unwind(AssertUnwindSafe(|| worker.embed(&batch.texts)));
+        let took = started.elapsed();
+        let (reason, lost) = match outcome {
+            Ok(Ok(rows)) if rows.len() == batch.texts.len() => {
+                // Counted before it is answered, so that who has an answer sees it counted.
+                shared.observe(&batch, took);
+                let waiters = shared.lock().queue.finish(&batch, Some(took));
+                for (row, waiters) in rows.iter().zip(waiters) {
+                    for waiter in waiters {
+                        waiter.fulfil(row);
+                    }
+                }
+                continue;
+            }
+            Ok(Ok(rows)) => {
+                (format!("it gave {} rows for {}", rows.len(), batch.texts.len()), false)
+            }
+            Ok(Err(reason)) => (reason, false),
+            Err(panic) => (message(&*panic), true),
+        };
+        let (texts, tokens) = (batch.texts.len(), batch.tokens);
+        tracing::error!(texts, tokens, lost, reason, "a batch failed");
+        shared.count("failed", texts);
+        let waiters = shared.lock().queue.finish(&batch, None);
+        if lost {
+            leaving.leave(Some(reason.clone()));
+        }
+        let error = EmbedError::Failed(reason);
+        for row in waiters.into_iter().flatten() {
+            row.fail(&error);
+        }
+        if lost {
+            return;
+        }
+    }
+}
+
+fn message(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<&str>().copied();
+    text.or_else(|| panic.downcast_ref::<String>().map(String::as_str))
+        .unwrap_or("a panic without a message")
+        .to_owned()
+}
+
+/// Says that a worker has ended, however it ended; the last one leaves nobody waiting.
+struct Leaving<'a> {
+    shared: &'a Shared,
+    left: bool,
+}
+
+impl Leaving<'_> {
+    fn leave(&mut self, reason: Option<String>) {
+        if std::mem::replace(&mut self.left, true) {
+            return;
+        }
+        let mut state = self.shared.lock();
+        state.alive -= 1;
+        state.reason = reason.or(state.reason.take());
+        if state.alive == 0 {
+            for row in state.queue.drain() {
+                row.fail(&EmbedError::Stopped);
+            }
+            self.shared.settle(&mut state);
+        }
+        self.shared.wake.notify_all();
+    }
+}
+
+impl Drop for Leaving<'_> {
+    fn drop(&mut self) {
+        self.leave(None);
+    }
+}
+
+impl Row {
+    fn open(&self) -> MutexGuard<'_, Option<Open>> {
+        self.call.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn fulfil(&self, row: &Arc<[f32]>) {
+        let mut call = self.open();
+        let Some(open) = call.as_mut() else { return };
+        if open.rows[self.index].replace(Arc::clone(row)).is_none() {
+            open.missing -= 1;
+        }
+        if open.missing == 0
+            && let Some(open) = call.take()
+        {
+            // Who asked may have left meanwhile.
+            let _ = open.answer.send(Ok(open.rows.into_iter().flatten().collect()));
+        }
+    }
+
+    /// Answers the whole call; its other rows are gone by that.
+    fn fail(&self, error: &EmbedError) {
+        if let Some(open) = self.open().take() {
+            let _ = open.answer.send(Err(error.clone()));
+        }
+    }
+}
+
+impl Waiter for Row {
+    fn is_gone(&self) -> bool {
+        self.open().as_ref().is_none_or(|open| open.answer.is_closed())
+    }
+}
+
+#[cfg(test)]
+mod tests;

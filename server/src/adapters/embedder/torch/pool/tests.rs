@@ -1,0 +1,189 @@
+use std::sync::mpsc;
+
+use super::*;
+use crate::ports::Class;
+
+/// A model that tells what it was given and waits for what to do.
+struct Fake {
+    seen: mpsc::Sender<Vec<Arc<[u32]>>>,
+    orders: Arc<Mutex<mpsc::Receiver<Order>>>,
+}
+
+enum Order {
+    Embed,
+    Fail,
+    Panic,
+}
+
+impl Forward for Fake {
+    fn embed(&mut self, texts: &[Arc<[u32]>]) -> Result<Rows, String> {
+        self.seen.send(texts.to_vec()).ok();
+        let order = self.orders.lock().unwrap().recv();
+        match order.unwrap_or(Order::Embed) {
+            Order::Embed => Ok(texts.iter().map(|ids| Arc::from([ids[0] as f32])).collect()),
+            Order::Fail => Err("no memory".to_owned()),
+            Order::Panic => panic!("out of bounds"),
+        }
+    }
+}
+
+struct Bench {
+    pool: Pool,
+    seen: mpsc::Receiver<Vec<Arc<[u32]>>>,
+    orders: Option<mpsc::Sender<Order>>,
+    metrics: Arc<Metrics>,
+}
+
+impl Bench {
+    fn new(workers: usize) -> Self {
+        let limits =
+            Limits { texts: 100, tokens: 10_000, batch_tokens: 512, batch_lengths: 100, workers };
+        let ((seen, reports), (orders, receiver)) = (mpsc::channel(), mpsc::channel());
+        let receiver = Arc::new(Mutex::new(receiver));
+        let fakes = (0..workers)
+            .map(|_| Fake { seen: seen.clone(), orders: Arc::clone(&receiver) })
+            .collect();
+        let metrics = Arc::new(Metrics::new());
+        let speed = Speed::guess(1_000_000.0);
+        let pool = Pool::start(fakes, limits, speed, Arc::clone(&metrics)).unwrap();
+        Self { pool, seen: reports, orders: Some(orders), metrics }
+    }
+
+    fn submit(&self, numbers: &[u32]) -> oneshot::Receiver<Answer> {
+        let deadline = Instant::now() + Duration::from_mins(5);
+        let urgency = Urgency { class: Class::Interactive, deadline };
+        let texts = numbers.iter().map(|&number| Arc::from([number])).collect();
+        self.pool.submit(texts, urgency).unwrap()
+    }
+
+    fn order(&self, order: Order) {
+        self.orders.as_ref().unwrap().send(order).unwrap();
+    }
+
+    /// What the model was given, once it has it.
+    fn seen(&self) -> Vec<u32> {
+        self.seen.recv().unwrap().iter().map(|ids| ids[0]).collect()
+    }
+
+    fn count(&self, outcome: &str) -> u64 {
+        self.metrics.embed_texts.with_label_values(&[outcome]).get()
+    }
+}
+
+impl Drop for Bench {
+    fn drop(&mut self) {
+        // Without orders the fakes embed, so that the pool can end.
+        self.orders = None;
+    }
+}
+
+fn numbers(answer: Answer) -> Vec<f32> {
+    answer.unwrap().iter().map(|row| row[0]).collect()
+}
+
+#[tokio::test]
+async fn rows_come_in_the_order_of_their_texts() {
+    let bench = Bench::new(1);
+    bench.order(Order::Embed);
+    assert_eq!(numbers(bench.submit(&[3, 1, 3, 2]).await.unwrap()), [3.0, 1.0, 3.0, 2.0]);
+    assert_eq!((bench.count("embedded"), bench.count("joined")), (3, 1));
+}
+
+#[tokio::test]
+async fn a_text_in_flight_is_shared_by_a_thousand_callers() {
+    let bench = Bench::new(1);
+    let first = bench.submit(&[7]);
+    assert_eq!(bench.seen(), [7]);
+    let others: Vec<_> = (0..999).map(|_| bench.submit(&[7])).collect();
+    bench.order(Order::Embed);
+    assert_eq!(numbers(first.await.unwrap()), [7.0]);
+    for other in others {
+        assert_eq!(numbers(other.await.unwrap()), [7.0]);
+    }
+    assert_eq!((bench.count("embedded"), bench.count("joined")), (1, 999));
+}
+
+#[tokio::test]
+async fn texts_of_a_caller_that_left_are_not_embedded() {
+    let bench = Bench::new(1);
+    let first = bench.submit(&[1]);
+    assert_eq!(bench.seen(), [1]);
+    drop(bench.submit(&[2, 3]));
+    let last = bench.submit(&[4]);
+    bench.order(Order::Embed);
+    bench.order(Order::Embed);
+    first.await.unwrap().unwrap();
+    last.await.unwrap().unwrap();
+    assert_eq!(bench.seen(), [4]);
+    assert_eq!((bench.count("embedded"), bench.count("abandoned")), (2, 2));
+}
+
+#[tokio::test]
+async fn an_error_of_the_model_fails_its_batch_and_no_other() {
+    let bench = Bench::new(1);
+    bench.order(Order::Fail);
+    let failed = bench.submit(&[1]).await.unwrap();
+    assert_eq!(failed, Err(EmbedError::Failed("no memory".to_owned())));
+    bench.order(Order::Embed);
+    assert_eq!(numbers(bench.submit(&[1]).await.unwrap()), [1.0]);
+    assert_eq!((bench.pool.health(), bench.count("failed")), (Ok(()), 1));
+}
+
+#[tokio::test]
+async fn a_lost_worker_is_told_and_the_other_one_goes_on() {
+    let bench = Bench::new(2);
+    bench.order(Order::Panic);
+    let failed = bench.submit(&[1]).await.unwrap();
+    assert_eq!(failed, Err(EmbedError::Failed("out of bounds".to_owned())));
+    bench.order(Order::Embed);
+    assert_eq!(numbers(bench.submit(&[2]).await.unwrap()), [2.0]);
+    let health = bench.pool.health().unwrap_err();
+    assert!(health.contains("1 of 2") && health.contains("out of bounds"), "{health}");
+}
+
+#[tokio::test]
+async fn without_workers_everybody_learns_that_it_has_stopped() {
+    let bench = Bench::new(1);
+    let first = bench.submit(&[1]);
+    assert_eq!(bench.seen(), [1]);
+    let waiting = bench.submit(&[2]);
+    bench.order(Order::Panic);
+    assert!(matches!(first.await.unwrap(), Err(EmbedError::Failed(_))));
+    assert_eq!(waiting.await.unwrap(), Err(EmbedError::Stopped));
+    let urgency = Urgency { class: Class::Bulk, deadline: Instant::now() + Duration::from_mins(5) };
+    let refused = bench.pool.submit(vec![Arc::from([3])], urgency).err();
+    assert_eq!(refused, Some(EmbedError::Stopped));
+}
+
+#[tokio::test]
+async fn closing_ends_the_running_batch_and_stops_the_rest() {
+    let bench = Bench::new(1);
+    let running = bench.submit(&[1]);
+    assert_eq!(bench.seen(), [1]);
+    let waiting = bench.submit(&[2]);
+    assert!(!bench.pool.close(Duration::ZERO));
+    assert_eq!(waiting.await.unwrap(), Err(EmbedError::Stopped));
+    bench.order(Order::Embed);
+    assert_eq!(numbers(running.await.unwrap()), [1.0]);
+    assert!(bench.pool.close(Duration::from_mins(1)));
+    assert!(bench.pool.health().is_err());
+}
+
+#[tokio::test]
+async fn the_gauges_show_what_waits() {
+    let bench = Bench::new(1);
+    let running = bench.submit(&[1]);
+    assert_eq!(bench.seen(), [1]);
+    let waiting = bench.submit(&[2, 3]);
+    bench.pool.refresh_gauges();
+    assert_eq!(bench.metrics.embed_queue_depth.get(), 2);
+    assert!(bench.metrics.embed_queue_oldest_age.get() > 0.0);
+    bench.order(Order::Embed);
+    bench.order(Order::Embed);
+    running.await.unwrap().unwrap();
+    waiting.await.unwrap().unwrap();
+    bench.pool.refresh_gauges();
+    assert_eq!(bench.metrics.embed_queue_depth.get(), 0);
+    assert!(bench.metrics.embed_queue_oldest_age.get() <= 0.0);
+    assert_eq!(bench.metrics.embed_batch_size.get_sample_count(), 2);
+}

@@ -1,0 +1,3 @@
+//! Search indexes.
+
+pub mod local;

@@ -1,0 +1,278 @@
+//! The collections that are open in this process: what searches and writes must agree on.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
+
+use tokio::sync::Mutex;
+use tracing::{info, warn};
+
+use crate::domain::{Collection, CollectionName, EmbeddingVersion, FieldError, Schema};
+use crate::metrics::Metrics;
+use crate::ports::{DocumentStore, IndexError, IndexedCollection, SearchIndex, StoreError};
+
+/// Documents replayed into an index at a time.
+const REPLAY_CHUNK: usize = 2_000;
+
+pub struct Catalog {
+    pub store: Arc<dyn DocumentStore>,
+    pub index: Arc<dyn SearchIndex>,
+    /// The model that this server runs.
+    pub model: EmbeddingVersion,
+    metrics: Arc<Metrics>,
+    open: RwLock<HashMap<CollectionName, Arc<OpenCollection>>>,
+    /// Held while collections are created and deleted.
+    changing: Mutex<()>,
+}
+
+/// A collection that is open.
+pub struct OpenCollection {
+    pub id: i64,
+    pub name: CollectionName,
+    pub embedding: EmbeddingVersion,
+    pub created_at_ms: i64,
+    schema: RwLock<Arc<Schema>>,
+    /// The last change that searches are sure to see: raised after the index has it.
+    generation: AtomicI64,
+    documents: AtomicU64,
+    /// One writer at a time; holds the generation that the index has, `None` when it is not known.
+    pub writer: Mutex<Option<i64>>,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum CatalogError {
+    #[error("there is no collection {0:?}")]
+    NotFound(String),
+    #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
+    Invalid(Vec<FieldError>),
+    #[error(
+        "collection {collection:?} was embedded by {theirs}, this server runs {ours}: vectors of two \
+         models cannot be compared. Start the server with the model {theirs}, or delete the \
+         collection and import its documents again"
+    )]
+    OtherModel { collection: String, theirs: String, ours: String },
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error(transparent)]
+    Index(#[from] IndexError),
+}
+
+impl Catalog {
+    /// Opens every collection of the store and brings its index up to date.
+    pub async fn open(
+        store: Arc<dyn DocumentStore>,
+        index: Arc<dyn SearchIndex>,
+        model: EmbeddingVersion,
+        metrics: Arc<Metrics>,
+    ) -> Result<Self, CatalogError> {
+        let catalog = Self {
+            store,
+            index,
+            model,
+            metrics,
+            open: RwLock::default(),
+            changing: Mutex::default(),
+        };
+        for collection in catalog.store.collections().await? {
+            let name = collection.name.clone();
+            if !collection.embedding.is_compatible(&catalog.model) {
+                warn!(
+                    collection = %name, theirs = collection.embedding.model,
+                    ours = catalog.model.model, "collection was embedded by another model",
+                );
+            }
+            catalog.admit(collection).await?;
+        }
+        Ok(catalog)
+    }
+
+    /// Opens a collection's index, replays what it misses and makes it known.
+    async fn admit(&self, collection: Collection) -> Result<Arc<OpenCollection>, CatalogError> {
+        let open = Arc::new(OpenCollection {
+            id: collection.id,
+            name: collection.name.clone(),
+            embedding: collection.embedding,
+            created_at_ms: collection.created_at_ms,
+            schema: RwLock::new(Arc::new(collection.schema)),
+            generation: AtomicI64::new(0),
+            documents: AtomicU64::new(collection.documents),
+            writer: Mutex::new(None),
+        });
+        let mut indexed = open.writer.lock().await;
+        let durable = self.index.open(&open.description()).await?;
+        // Only now, as the index comes from the disk, is what it has known to be durable.
+        self.store.forget_deletions(open.id, durable).await?;
+        self.replay(&open, durable, &mut indexed).await?;
+        drop(indexed);
+        self.set_document_metric(&open);
+        let mut all = self.open.write().unwrap_or_else(PoisonError::into_inner);
+        all.insert(collection.name, Arc::clone(&open));
+        Ok(open)
+    }
+
+    /// Makes the index agree with the store again after a failed or interrupted write. The caller
+    /// holds the collection's writer.
+    pub async fn catch_up(
+        &self,
+        open: &OpenCollection,
+        indexed: &mut Option<i64>,
+    ) -> Result<(), CatalogError> {
+        *indexed = None;
+        let at = self.index.open(&open.description()).await?;
+        self.replay(open, at, indexed).await
+    }
+
+    async fn replay(
+        &self,
+        open: &OpenCollection,
+        mut at: i64,
+        indexed: &mut Option<i64>,
+    ) -> Result<(), CatalogError> {
+        loop {
+            let changes = self.store.changes(open.id, at, REPLAY_CHUNK).await?;
+            if changes.upserts.is_empty() && changes.deletes.is_empty() {
+                break;
+            }
+            let (generation, documents) = (changes.generation, changes.upserts.len());
+            info!(collection = %open.name, generation, documents, "replaying changes into the index");
+            self.index.apply(open.id, changes).await?;
+            at = generation;
+        }
+        *indexed = Some(at);
+        open.generation.fetch_max(at, Ordering::Release);
+        Ok(())
+    }
+
+    /// Catches up the collections whose index is behind because a write failed half-way.
+    pub async fn repair(&self) -> Result<(), CatalogError> {
+        for open in self.all() {
+            // A collection that is being written to is repaired by its writer.
+            if let Ok(mut indexed) = open.writer.try_lock()
+                && indexed.is_none()
+            {
+                self.catch_up(&open, &mut indexed).await?;
+            }
+        }
+        Ok(())
+    }
+
+    pub fn get(&self, name: &str) -> Result<Arc<OpenCollection>, CatalogError> {
+        let missing = || CatalogError::NotFound(name.to_owned());
+        let parsed = CollectionName::parse(name).map_err(|_| missing())?;
+        let open = self.open.read().unwrap_or_else(PoisonError::into_inner);
+        open.get(&parsed).cloned().ok_or_else(missing)
+    }
+
+    /// As [`Self::get`], and the collection's vectors are of this server's model.
+    pub fn get_compatible(&self, name: &str) -> Result<Arc<OpenCollection>, CatalogError> {
+        let open = self.get(name)?;
+        if open.embedding.is_compatible(&self.model) {
+            return Ok(open);
+        }
+        let describe = |version: &EmbeddingVersion| {
+            format!("{} ({})", version.model, version.hash.get(..12).unwrap_or_default())
+        };
+        Err(CatalogError::OtherModel {
+            collection: name.to_owned(),
+            theirs: describe(&open.embedding),
+            ours: describe(&self.model),
+        })
+    }
+
+    /// Every open collection, by name.
+    pub fn all(&self) -> Vec<Arc<OpenCollection>> {
+        let open = self.open.read().unwrap_or_else(PoisonError::into_inner);
+        let mut all: Vec<_> = open.values().cloned().collect();
+        all.sort_by(|a, b| a.name.cmp(&b.name));
+        all
+    }
+
+    /// Creates a collection or changes its schema; true when it was created. Attributes that the
+    /// new schema does not name stay as they are.
+    pub async fn put(
+        &self,
+        name: &str,
+        schema: Schema,
+    ) -> Result<(Arc<OpenCollection>, bool), CatalogError> {
+        let parsed =
+            CollectionName::parse(name).map_err(|fault| CatalogError::Invalid(vec![fault]))?;
+        let faults = schema.faults();
+        if !faults.is_empty() {
+            return Err(CatalogError::Invalid(faults));
+        }
+        let _changing = self.changing.lock().await;
+        if let Ok(open) = self.get(name) {
+            let _writer = open.writer.lock().await;
+            let present = open.schema();
+            let faults = present.change_faults(&schema);
+            if !faults.is_empty() {
+                return Err(CatalogError::Invalid(faults));
+            }
+            let mut merged = schema;
+            for (attribute, kind) in &present.attributes {
+                merged.attributes.entry(attribute.clone()).or_insert(*kind);
+            }
+            let faults = merged.faults();
+            if !faults.is_empty() {
+                return Err(CatalogError::Invalid(faults));
+            }
+            self.store.update_schema(open.id, &merged).await?;
+            open.set_schema(merged);
+            return Ok((Arc::clone(&open), false));
+        }
+        let collection = self.store.create_collection(&parsed, &schema, &self.model).await?;
+        Ok((self.admit(collection).await?, true))
+    }
+
+    pub async fn delete(&self, name: &str) -> Result<(), CatalogError> {
+        let _changing = self.changing.lock().await;
+        let open = self.get(name)?;
+        let _writer = open.writer.lock().await;
+        self.store.delete_collection(open.id).await?;
+        self.open.write().unwrap_or_else(PoisonError::into_inner).remove(&open.name);
+        // The name may be a label no more: a series per deleted collection would pile up.
+        let _ = self.metrics.documents.remove_label_values(&[open.name.as_str()]);
+        self.index.drop_collection(open.id).await?;
+        Ok(())
+    }
+
+    /// Tells how many documents there are now and that the index has them.
+    pub fn committed(&self, open: &OpenCollection, generation: i64, documents: u64) {
+        open.documents.store(documents, Ordering::Relaxed);
+        open.generation.fetch_max(generation, Ordering::Release);
+        self.set_document_metric(open);
+    }
+
+    fn set_document_metric(&self, open: &OpenCollection) {
+        self.metrics
+            .documents
+            .with_label_values(&[open.name.as_str()])
+            .set(i64::try_from(open.documents()).unwrap_or(i64::MAX));
+    }
+}
+
+impl OpenCollection {
+    fn description(&self) -> IndexedCollection {
+        IndexedCollection {
+            id: self.id,
+            name: self.name.clone(),
+            dimension: self.embedding.dimension,
+        }
+    }
+
+    pub fn schema(&self) -> Arc<Schema> {
+        Arc::clone(&self.schema.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    pub fn set_schema(&self, schema: Schema) {
+        *self.schema.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(schema);
+    }
+
+    pub fn generation(&self) -> i64 {
+        self.generation.load(Ordering::Acquire)
+    }
+
+    pub fn documents(&self) -> u64 {
+        self.documents.load(Ordering::Relaxed)
+    }
+}

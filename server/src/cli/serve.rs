@@ -1,0 +1,392 @@
+//! `sextant-server serve`: the composition root. Configuration, then adapters, then use cases, then
+//! the router, then serving until SIGTERM.
+
+use std::fs::File;
+use std::future::Future;
+use std::io::IsTerminal;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use clap::Args;
+use futures::stream;
+use indicatif::{ProgressBar, ProgressStyle};
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tracing::{error, info, warn};
+use tracing_subscriber::EnvFilter;
+
+use super::Failure;
+use crate::adapters::documents::sqlite::SqliteStore;
+use crate::adapters::embedder::hash::HashEmbedder;
+use crate::adapters::index::local::{LocalIndex, Options as IndexOptions};
+use crate::auth::Keys;
+use crate::catalog::Catalog;
+use crate::config::{Config, EmbedderKind, LogConfig, LogFormat};
+use crate::domain::{Document, Schema};
+use crate::http::{self, AppState, Services};
+use crate::ingest::{Ingest, IngestError};
+use crate::listen::{self, Bounds};
+use crate::metrics::Metrics;
+use crate::popularity::Popularity;
+use crate::ports::{DocumentStore, Embedder, SearchIndex};
+use crate::search::Search;
+use crate::split::{Format, Splitter, parse};
+
+const HASH_DIMENSION: usize = 64;
+const POPULARITY_PERIOD: Duration = Duration::from_secs(2);
+const KEYS_PERIOD: Duration = Duration::from_secs(1);
+const REPAIR_PERIOD: Duration = Duration::from_secs(5);
+/// Longest time that closing the stores may take.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(60);
+
+#[derive(Args)]
+pub struct ServeOptions {
+    /// The configuration; without it defaults and the environment count.
+    #[arg(long, env = "SEXTANT_CONFIG")]
+    config: Option<PathBuf>,
+    /// Imports FILE into COLLECTION on the first start: COLLECTION=FILE, one JSON document a line.
+    #[arg(long, value_name = "COLLECTION=FILE")]
+    seed: Vec<String>,
+}
+
+pub async fn serve(options: ServeOptions) -> Result<ExitCode, Failure> {
+    let config = Config::load(options.config.as_deref(), std::env::vars())?;
+    let seeds = options.seed.iter().map(|seed| parse_seed(seed)).collect::<Result<Vec<_>, _>>()?;
+    start_logging(&config.log)?;
+    let keys = Keys::open(config.auth.keys_file.clone())?;
+    let _lock = lock_data_dir(&config.server.data_dir)?;
+    let listener = TcpListener::bind(config.server.listen)
+        .await
+        .map_err(|error| format!("cannot listen on {}: {error}", config.server.listen))?;
+    let address = listener.local_addr()?;
+
+    let metrics = Arc::new(Metrics::new());
+    let state = AppState::new(
+        config.server.clone(),
+        config.auth.public_metrics,
+        keys,
+        Arc::clone(&metrics),
+    );
+    let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+    let bounds = Bounds {
+        max_connections: config.server.max_connections,
+        header_timeout: Duration::from_millis(config.server.header_timeout_ms),
+        drain_timeout: Duration::from_millis(config.server.drain_timeout_ms),
+    };
+    // Listening from here on: health can be asked for while the model and the indexes load.
+    let serving =
+        tokio::spawn(listen::serve(listener, http::router(state.clone()), bounds, async {
+            let _ = stopped.await; // a dropped sender asks for the end, too
+        }));
+
+    let mut signals = Signals::new()?;
+    let started = tokio::select! {
+        started = start(&config, &state, &metrics, &seeds) => Some(started?),
+        () = signals.next() => None,
+    };
+    if let Some(parts) = started {
+        println!("sextant-server is ready on http://{address}");
+        signals.next().await;
+        info!("stopping: finishing what is in flight");
+        state.drain();
+        tokio::select! {
+            () = tokio::time::sleep(Duration::from_millis(config.server.drain_delay_ms)) => {}
+            () = signals.next() => {} // asked twice
+        }
+        let _ = stop.send(());
+        let cut = serving.await?;
+        if cut > 0 {
+            warn!(connections = cut, "cut off connections that did not finish in time");
+        }
+        if tokio::time::timeout(CLOSE_TIMEOUT, parts.close()).await.is_err() {
+            warn!("the stores did not close in time; the next start replays what they lack");
+        }
+    }
+    info!("stopped");
+    Ok(ExitCode::SUCCESS)
+}
+
+/// What must be closed at the end.
+struct Parts {
+    store: Arc<dyn DocumentStore>,
+    index: Arc<dyn SearchIndex>,
+    popularity: Arc<Popularity>,
+    background: Vec<tokio::task::JoinHandle<()>>,
+}
+
+impl Parts {
+    async fn close(self) {
+        for task in &self.background {
+            task.abort();
+        }
+        if let Err(error) = self.popularity.flush(true).await {
+            warn!(%error, "the last query counts are lost");
+        }
+        if let Err(error) = self.index.close().await {
+            warn!(%error, "the index was not written; the next start replays what it lacks");
+        }
+        self.store.close().await;
+    }
+}
+
+async fn start(
+    config: &Config,
+    state: &AppState,
+    metrics: &Arc<Metrics>,
+    seeds: &[(String, PathBuf)],
+) -> Result<Parts, Failure> {
+    let data_dir = &config.server.data_dir;
+    let embedder = load_embedder(config, metrics).await?;
+    let model = embedder.model().clone();
+    info!(model = model.version.model, device = model.device, "model loaded");
+    metrics
+        .build_info
+        .with_label_values(&[
+            env!("CARGO_PKG_VERSION"),
+            &model.version.model,
+            &model.version.hash,
+            &model.device,
+        ])
+        .set(1.0);
+    let store: Arc<dyn DocumentStore> =
+        Arc::new(SqliteStore::open(&data_dir.join("documents.db")).await?);
+    let options = IndexOptions {
+        expansion_search: config.index.expansion_search,
+        snapshot_every: config.index.snapshot_every,
+        ..IndexOptions::default()
+    };
+    let root = data_dir.join("index");
+    let index: Arc<dyn SearchIndex> =
+        Arc::new(tokio::task::spawn_blocking(move || LocalIndex::open(&root, options)).await??);
+    let catalog = Arc::new(
+        Catalog::open(Arc::clone(&store), Arc::clone(&index), model.version, Arc::clone(metrics))
+            .await?,
+    );
+    let ingest = Arc::new(Ingest {
+        catalog: Arc::clone(&catalog),
+        embedder: Arc::clone(&embedder),
+        metrics: Arc::clone(metrics),
+        embed_timeout: Duration::from_millis(config.server.import_timeout_ms),
+    });
+    for (collection, file) in seeds {
+        seed(&catalog, &ingest, collection, file).await?;
+    }
+    let search = Arc::new(Search::new(
+        Arc::clone(&catalog),
+        Arc::clone(&embedder),
+        Arc::clone(metrics),
+        config.cache.results(),
+        config.cache.embeddings(),
+    ));
+    let popularity = Arc::new(Popularity::new(Arc::clone(&store), Arc::clone(metrics)));
+    let background = background(state, &catalog, &popularity, metrics);
+    state.start(Services {
+        catalog,
+        search,
+        ingest,
+        popularity: Arc::clone(&popularity),
+        embedder,
+    });
+    Ok(Parts { store, index, popularity, background })
+}
+
+fn background(
+    state: &AppState,
+    catalog: &Arc<Catalog>,
+    popularity: &Arc<Popularity>,
+    metrics: &Arc<Metrics>,
+) -> Vec<tokio::task::JoinHandle<()>> {
+    let (popularity, catalog, state) = (Arc::clone(popularity), Arc::clone(catalog), state.clone());
+    vec![
+        repeat("popularity", POPULARITY_PERIOD, metrics, move || {
+            let popularity = Arc::clone(&popularity);
+            async move { Ok(popularity.flush(false).await?) }
+        }),
+        repeat("repair", REPAIR_PERIOD, metrics, move || {
+            let catalog = Arc::clone(&catalog);
+            async move { Ok(catalog.repair().await?) }
+        }),
+        repeat("keys", KEYS_PERIOD, metrics, move || {
+            let state = state.clone();
+            async move {
+                if state.keys.reload_if_changed()? {
+                    info!("API keys reloaded");
+                }
+                Ok(())
+            }
+        }),
+    ]
+}
+
+/// Does a task again and again; a failure is counted, told once, and tried again.
+fn repeat<F, R>(
+    name: &'static str,
+    period: Duration,
+    metrics: &Arc<Metrics>,
+    mut task: F,
+) -> tokio::task::JoinHandle<()>
+where
+    F: FnMut() -> R + Send + 'static,
+    R: Future<Output = Result<(), Failure>> + Send,
+{
+    let metrics = Arc::clone(metrics);
+    tokio::spawn(async move {
+        let mut ticks = tokio::time::interval(period);
+        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut last = None;
+        loop {
+            ticks.tick().await;
+            let failure = task().await.err().map(|error| error.to_string());
+            if let Some(message) = &failure {
+                metrics.background_failures.with_label_values(&[name]).inc();
+                if last != failure {
+                    error!(task = name, error = message, "background task failed");
+                }
+            }
+            last = failure;
+        }
+    })
+}
+
+async fn load_embedder(
+    config: &Config,
+    metrics: &Arc<Metrics>,
+) -> Result<Arc<dyn Embedder>, Failure> {
+    match config.embedder.kind {
+        EmbedderKind::Hash => {
+            warn!("embedder.kind is hash: vectors mean nothing, for tests only");
+            Ok(Arc::new(HashEmbedder::new(HASH_DIMENSION)))
+        }
+        EmbedderKind::Torch => load_torch(config, Arc::clone(metrics)).await,
+    }
+}
+
+#[cfg(feature = "torch")]
+async fn load_torch(config: &Config, metrics: Arc<Metrics>) -> Result<Arc<dyn Embedder>, Failure> {
+    use crate::adapters::embedder::torch::{TorchEmbedder, TorchOptions};
+    let embedder = &config.embedder;
+    let options = TorchOptions {
+        model_dir: embedder.model_dir.clone().ok_or(
+            "`embedder.model_dir` is not set; `make setup` fetches the model and prints its folder",
+        )?,
+        device: embedder.device,
+        workers: embedder.workers,
+        max_batch_tokens: embedder.max_batch_tokens,
+        queue_texts: embedder.queue_texts,
+        ..TorchOptions::default()
+    };
+    let load = move || TorchEmbedder::load(&options, metrics);
+    Ok(Arc::new(tokio::task::spawn_blocking(load).await??))
+}
+
+#[cfg(not(feature = "torch"))]
+async fn load_torch(_: &Config, _: Arc<Metrics>) -> Result<Arc<dyn Embedder>, Failure> {
+    Err("this build has no libtorch; set `embedder.kind` to hash, or build with the feature torch"
+        .into())
+}
+
+/// Signals that ask for the end.
+struct Signals {
+    terminate: tokio::signal::unix::Signal,
+    interrupt: tokio::signal::unix::Signal,
+}
+
+impl Signals {
+    fn new() -> std::io::Result<Self> {
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+        })
+    }
+
+    async fn next(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
+}
+
+fn start_logging(config: &LogConfig) -> Result<(), Failure> {
+    let filter = EnvFilter::try_new(&config.level)
+        .map_err(|error| format!("invalid `log.level`: {error}"))?;
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_writer(std::io::stderr);
+    match config.format {
+        LogFormat::Text => builder.init(),
+        LogFormat::Json => builder.json().init(),
+    }
+    Ok(())
+}
+
+/// Two servers on one folder would destroy each other's work.
+fn lock_data_dir(folder: &Path) -> Result<File, Failure> {
+    let told = |error: std::io::Error| format!("cannot use {}: {error}", folder.display());
+    std::fs::create_dir_all(folder).map_err(told)?;
+    let lock = File::create(folder.join("lock")).map_err(told)?;
+    lock.try_lock().map_err(|_| {
+        format!("{} is used by another server; set `server.data_dir`", folder.display())
+    })?;
+    Ok(lock)
+}
+
+fn parse_seed(seed: &str) -> Result<(String, PathBuf), Failure> {
+    match seed.split_once('=') {
+        Some((collection, file)) => Ok((collection.to_owned(), PathBuf::from(file))),
+        None => Err(format!("--seed {seed:?} must be COLLECTION=FILE").into()),
+    }
+}
+
+/// Imports a file once: what people change or delete afterwards stays so.
+async fn seed(
+    catalog: &Catalog,
+    ingest: &Ingest,
+    collection: &str,
+    file: &Path,
+) -> Result<(), Failure> {
+    let mark = format!("seed:{collection}");
+    if catalog.store.mark(&mark).await? {
+        return Ok(());
+    }
+    let documents = read_documents(file)?;
+    let total = documents.len() as u64;
+    let (open, _) = catalog.put(collection, Schema::default()).await?;
+    let bar = ProgressBar::new(total);
+    if let Ok(style) =
+        ProgressStyle::with_template("importing {msg} {bar:30} {pos}/{len} {elapsed}")
+    {
+        bar.set_style(style);
+    }
+    bar.set_message(collection.to_owned());
+    bar.tick();
+    info!(collection, documents = total, file = %file.display(), "importing on the first start");
+    // Small parts, so that the bar moves.
+    let mut documents = documents.into_iter().peekable();
+    while documents.peek().is_some() {
+        let part: Vec<_> = documents.by_ref().take(32).map(Ok::<_, IngestError>).collect();
+        let count = part.len() as u64;
+        ingest.upsert_stream(&open, stream::iter(part)).await.map_err(|interrupted| {
+            format!("cannot import {}: {}", file.display(), interrupted.error)
+        })?;
+        bar.inc(count);
+    }
+    bar.finish_and_clear();
+    catalog.store.set_mark(&mark).await?;
+    Ok(())
+}
+
+fn read_documents(file: &Path) -> Result<Vec<Document>, Failure> {
+    let text =
+        std::fs::read(file).map_err(|error| format!("cannot read {}: {error}", file.display()))?;
+    let mut splitter = Splitter::new(Format::Lines, text.len());
+    let mut pieces = splitter.feed(&text)?;
+    pieces.extend(splitter.finish()?);
+    let documents = pieces.iter().enumerate().map(|(place, piece)| parse(place, piece));
+    Ok(documents
+        .collect::<Result<_, _>>()
+        .map_err(|error| format!("cannot import {}: {error}", file.display()))?)
+}

@@ -1,0 +1,370 @@
+//! The configuration: defaults, then one YAML file, then environment variables, checked as a whole.
+//!
+//! Every field is also a variable: `SEXTANT_`, then the path in capitals with two underscores
+//! between the parts, as in `SEXTANT_SERVER__LISTEN`. A wrong field is named with its path and the
+//! nearest right name.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value as Json;
+
+use crate::adapters::cache::memory::CacheLimits;
+use crate::adapters::embedder::device::Device;
+use crate::domain::FieldError;
+use crate::strict;
+
+const ENV_PREFIX: &str = "SEXTANT_";
+
+/// The file that `config show --default` prints: every field with its default and its meaning.
+pub const DEFAULT_YAML: &str = include_str!("../sextant.yaml");
+
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    pub server: ServerConfig,
+    pub auth: AuthConfig,
+    pub embedder: EmbedderConfig,
+    pub index: IndexConfig,
+    pub cache: CacheConfig,
+    pub log: LogConfig,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ServerConfig {
+    pub listen: SocketAddr,
+    pub data_dir: PathBuf,
+    pub request_timeout_ms: u64,
+    pub drain_delay_ms: u64,
+    pub drain_timeout_ms: u64,
+    pub header_timeout_ms: u64,
+    pub max_connections: usize,
+    pub max_body_bytes: usize,
+    pub max_import_bytes: usize,
+    pub max_document_bytes: usize,
+    pub import_timeout_ms: u64,
+    pub max_query_chars: usize,
+    pub max_embedding_inputs: usize,
+}
+
+impl Default for ServerConfig {
+    fn default() -> Self {
+        Self {
+            listen: SocketAddr::from(([127, 0, 0, 1], 8080)),
+            data_dir: PathBuf::from(".data"),
+            request_timeout_ms: 10_000,
+            drain_delay_ms: 0,
+            drain_timeout_ms: 20_000,
+            header_timeout_ms: 10_000,
+            max_connections: 4_096,
+            max_body_bytes: 1 << 20,
+            max_import_bytes: 4 << 30,
+            max_document_bytes: 256 << 10,
+            import_timeout_ms: 120_000,
+            max_query_chars: 4_096,
+            max_embedding_inputs: 256,
+        }
+    }
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct AuthConfig {
+    pub keys_file: Option<PathBuf>,
+    pub public_metrics: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum EmbedderKind {
+    Torch,
+    Hash,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct EmbedderConfig {
+    pub kind: EmbedderKind,
+    pub model_dir: Option<PathBuf>,
+    #[serde(with = "as_text")]
+    pub device: Device,
+    pub workers: usize,
+    pub max_batch_tokens: usize,
+    pub queue_texts: usize,
+}
+
+impl Default for EmbedderConfig {
+    fn default() -> Self {
+        Self {
+            kind: EmbedderKind::Torch,
+            model_dir: None,
+            device: Device::Auto,
+            workers: 0,
+            max_batch_tokens: 0,
+            queue_texts: 4_096,
+        }
+    }
+}
+
+/// A type with `FromStr` and `Display`, as text.
+mod as_text {
+    use serde::de::Error;
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    pub fn serialize<T: std::fmt::Display, S: Serializer>(
+        value: &T,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(value)
+    }
+
+    pub fn deserialize<'de, T, D>(deserializer: D) -> Result<T, D::Error>
+    where
+        T: std::str::FromStr<Err: std::fmt::Display>,
+        D: Deserializer<'de>,
+    {
+        String::deserialize(deserializer)?.parse().map_err(D::Error::custom)
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct IndexConfig {
+    pub expansion_search: usize,
+    pub snapshot_every: usize,
+}
+
+impl Default for IndexConfig {
+    fn default() -> Self {
+        Self { expansion_search: 128, snapshot_every: 20_000 }
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct CacheConfig {
+    pub results_max_bytes: u64,
+    pub results_ttl_seconds: u64,
+    pub results_empty_ttl_seconds: u64,
+    pub embeddings_max_bytes: u64,
+    pub embeddings_ttl_seconds: u64,
+}
+
+impl Default for CacheConfig {
+    fn default() -> Self {
+        Self {
+            results_max_bytes: 128 << 20,
+            results_ttl_seconds: 30 * 60,
+            results_empty_ttl_seconds: 30,
+            embeddings_max_bytes: 64 << 20,
+            embeddings_ttl_seconds: 24 * 60 * 60,
+        }
+    }
+}
+
+impl CacheConfig {
+    pub fn results(&self) -> CacheLimits {
+        CacheLimits {
+            max_bytes: self.results_max_bytes,
+            ttl: Duration::from_secs(self.results_ttl_seconds),
+            empty_ttl: Duration::from_secs(self.results_empty_ttl_seconds),
+        }
+    }
+
+    pub fn embeddings(&self) -> CacheLimits {
+        let ttl = Duration::from_secs(self.embeddings_ttl_seconds);
+        CacheLimits { max_bytes: self.embeddings_max_bytes, ttl, empty_ttl: ttl }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    Text,
+    Json,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct LogConfig {
+    pub format: LogFormat,
+    pub level: String,
+}
+
+impl Default for LogConfig {
+    fn default() -> Self {
+        Self { format: LogFormat::Text, level: "info".to_owned() }
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    #[error("cannot read {path}: {source}")]
+    Read { path: PathBuf, source: std::io::Error },
+    #[error("{path} is not valid YAML: {message}")]
+    Syntax { path: PathBuf, message: String },
+    #[error("{origin}: {}", .faults.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
+    Invalid { origin: String, faults: Vec<FieldError> },
+}
+
+impl Config {
+    /// Reads the file, when there is one, and the environment, then checks: a `Config` in hand is
+    /// usable.
+    pub fn load(
+        path: Option<&Path>,
+        environment: impl Iterator<Item = (String, String)>,
+    ) -> Result<Self, ConfigError> {
+        let mut tree = Json::Object(serde_json::Map::new());
+        let mut origin = "the environment".to_owned();
+        if let Some(path) = path {
+            origin = path.display().to_string();
+            let text = std::fs::read_to_string(path)
+                .map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
+            tree = parse_yaml(&text, path)?;
+            // Checked alone first, so that a fault is told of the place where it is.
+            Self::from_tree(tree.clone(), &origin)?;
+        }
+        let mut variables: Vec<(String, String)> = environment
+            .filter_map(|(name, value)| Some((name.strip_prefix(ENV_PREFIX)?.to_owned(), value)))
+            // One underscore is no path: left to other programs of the same name.
+            .filter(|(name, _)| name.contains("__"))
+            .collect();
+        variables.sort();
+        if !variables.is_empty() {
+            origin = format!("{origin}, environment variables {ENV_PREFIX}…");
+        }
+        for (name, value) in variables {
+            set(&mut tree, &name.to_lowercase(), scalar(&value));
+        }
+        let config = Self::from_tree(tree, &origin)?;
+        let faults = config.faults();
+        if faults.is_empty() { Ok(config) } else { Err(ConfigError::Invalid { origin, faults }) }
+    }
+
+    fn from_tree(tree: Json, origin: &str) -> Result<Self, ConfigError> {
+        strict::from_value(tree).map_err(|fault| ConfigError::Invalid {
+            origin: origin.to_owned(),
+            faults: vec![fault],
+        })
+    }
+
+    fn faults(&self) -> Vec<FieldError> {
+        let mut faults = Vec::new();
+        let mut positive = |path: &str, value: u64| {
+            if value == 0 {
+                faults.push(FieldError::new(path, "must be above 0"));
+            }
+        };
+        positive("server.request_timeout_ms", self.server.request_timeout_ms);
+        positive("server.header_timeout_ms", self.server.header_timeout_ms);
+        positive("server.import_timeout_ms", self.server.import_timeout_ms);
+        positive("server.max_connections", self.server.max_connections as u64);
+        positive("server.max_body_bytes", self.server.max_body_bytes as u64);
+        positive("server.max_import_bytes", self.server.max_import_bytes as u64);
+        positive("server.max_document_bytes", self.server.max_document_bytes as u64);
+        positive("server.max_query_chars", self.server.max_query_chars as u64);
+        positive("server.max_embedding_inputs", self.server.max_embedding_inputs as u64);
+        positive("embedder.queue_texts", self.embedder.queue_texts as u64);
+        positive("index.expansion_search", self.index.expansion_search as u64);
+        positive("index.snapshot_every", self.index.snapshot_every as u64);
+        positive("cache.results_ttl_seconds", self.cache.results_ttl_seconds);
+        positive("cache.embeddings_ttl_seconds", self.cache.embeddings_ttl_seconds);
+        if self.auth.keys_file.is_none() && !self.server.listen.ip().is_loopback() {
+            let message = format!(
+                "is {}, which other machines reach, but there are no API keys. Make one with \
+                 `sextant-server keys add --name NAME --scopes read,write,admin --file keys.yaml`, \
+                 set `auth.keys_file` to that file, or listen on 127.0.0.1",
+                self.server.listen
+            );
+            faults.push(FieldError::new("server.listen", message));
+        }
+        faults
+    }
+}
+
+fn parse_yaml(text: &str, path: &Path) -> Result<Json, ConfigError> {
+    if text.lines().all(|line| line.trim().is_empty() || line.trim_start().starts_with('#')) {
+        return Ok(Json::Object(serde_json::Map::new()));
+    }
+    serde_saphyr::from_str(text)
+        .map_err(|error| ConfigError::Syntax { path: path.to_owned(), message: error.to_string() })
+}
+
+/// A variable's value as YAML reads a plain scalar: numbers and bools are such, all else is text.
+fn scalar(text: &str) -> Json {
+    match serde_json::from_str::<Json>(text) {
+        Ok(value @ (Json::Number(_) | Json::Bool(_) | Json::Null)) => value,
+        _ => Json::String(text.to_owned()),
+    }
+}
+
+/// Puts a value into the tree at a path whose parts are joined by two underscores.
+fn set(tree: &mut Json, path: &str, value: Json) {
+    let mut at = tree;
+    for part in path.split("__") {
+        if !at.is_object() {
+            *at = Json::Object(serde_json::Map::new());
+        }
+        let Json::Object(object) = at else { return };
+        at = object.entry(part).or_insert(Json::Null);
+    }
+    *at = value;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn load(yaml: &str, environment: &[(&str, &str)]) -> Result<Config, String> {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("sextant.yaml");
+        std::fs::write(&path, yaml).unwrap();
+        let environment = environment.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned()));
+        Config::load(Some(&path), environment).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn the_commented_file_holds_every_field_with_its_default() {
+        assert_eq!(load(DEFAULT_YAML, &[]).unwrap(), Config::default());
+        let tree = parse_yaml(DEFAULT_YAML, Path::new("sextant.yaml")).unwrap();
+        let written = serde_json::to_value(Config::default()).unwrap();
+        for (section, fields) in written.as_object().unwrap() {
+            for field in fields.as_object().unwrap().keys() {
+                assert!(tree[section].get(field).is_some(), "{section}.{field} is not in the file");
+            }
+        }
+    }
+
+    #[test]
+    fn the_environment_wins_over_the_file() {
+        let environment = [
+            ("SEXTANT_SERVER__LISTEN", "127.0.0.1:9"),
+            ("SEXTANT_CACHE__RESULTS_TTL_SECONDS", "60"),
+            ("SEXTANT_UNRELATED", "x"),
+        ];
+        let config = load("server:\n  listen: 127.0.0.1:7\n", &environment).unwrap();
+        assert_eq!(config.server.listen.port(), 9);
+        assert_eq!(config.cache.results_ttl_seconds, 60);
+    }
+
+    #[test]
+    fn a_wrong_field_is_named_with_its_path_and_the_nearest_right_name() {
+        let message = load("server:\n  lisen: 127.0.0.1:7\n", &[]).unwrap_err();
+        assert!(message.contains("`server.lisen`") && message.contains("\"listen\""), "{message}");
+        let message = load("", &[("SEXTANT_CACHE__RESULT_TTL_SECONDS", "6")]).unwrap_err();
+        assert!(message.contains("\"results_ttl_seconds\""), "{message}");
+        let message = load("server:\n  max_connections: many\n", &[]).unwrap_err();
+        assert!(message.contains("`server.max_connections`"), "{message}");
+    }
+
+    #[test]
+    fn without_keys_only_loopback_is_listened_on() {
+        let message = load("server:\n  listen: 0.0.0.0:80\n", &[]).unwrap_err();
+        assert!(message.contains("keys add"), "{message}");
+        assert!(load("server:\n  listen: 0.0.0.0:80\nauth:\n  keys_file: k\n", &[]).is_ok());
+        assert!(load("server:\n  listen: '[::1]:80'\n", &[]).is_ok());
+    }
+}

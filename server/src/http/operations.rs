@@ -1,0 +1,147 @@
+//! Popularity of queries, and the administration of the cache.
+
+use axum::Json;
+use axum::extract::{Path, State};
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use super::AppState;
+use super::error::Problem;
+use super::extract::{JsonBody, Params};
+use crate::domain::normalise;
+use crate::ports::{QuerySelection, QueryStatistics};
+use crate::search::Invalidation;
+
+const MAX_LIMIT: usize = 100;
+const DEFAULT_LIMIT: usize = 10;
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SuggestParams {
+    #[serde(default)]
+    q: String,
+    limit: Option<usize>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LimitParams {
+    limit: Option<usize>,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct Suggestions {
+    pub suggestions: Vec<QueryStatistics>,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct Queries {
+    pub queries: Vec<QueryStatistics>,
+}
+
+fn checked(limit: Option<usize>) -> Result<usize, Problem> {
+    match limit.unwrap_or(DEFAULT_LIMIT) {
+        limit @ 1..=MAX_LIMIT => Ok(limit),
+        _ => Err(Problem::field("limit", format!("must be 1 to {MAX_LIMIT}"))),
+    }
+}
+
+async fn queries(
+    state: &AppState,
+    collection: &str,
+    selection: QuerySelection<'_>,
+    limit: Option<usize>,
+) -> Result<Vec<QueryStatistics>, Problem> {
+    let limit = checked(limit)?;
+    let services = state.services()?;
+    let collection = services.catalog.get(collection)?;
+    Ok(services.catalog.store.queries(collection.id, selection, limit).await?)
+}
+
+/// Popular queries that begin with `q` and have hits. A query counts a few seconds after it was
+/// made, when its caller has stopped typing.
+#[utoipa::path(get, path = "/v1/collections/{collection}/suggest", tag = "popularity",
+    params(("collection" = String, Path), ("q" = Option<String>, Query), ("limit" = Option<usize>, Query)),
+    responses((status = 200, body = Suggestions), (status = "4XX", body = Problem)))]
+pub async fn suggest(
+    State(state): State<AppState>,
+    Path(collection): Path<String>,
+    Params(params): Params<SuggestParams>,
+) -> Result<Json<Suggestions>, Problem> {
+    let prefix = normalise(&params.q);
+    let suggestions =
+        queries(&state, &collection, QuerySelection::Prefix(&prefix), params.limit).await?;
+    Ok(Json(Suggestions { suggestions }))
+}
+
+/// The most frequent queries.
+#[utoipa::path(get, path = "/v1/collections/{collection}/analytics/popular", tag = "popularity",
+    params(("collection" = String, Path), ("limit" = Option<usize>, Query)),
+    responses((status = 200, body = Queries), (status = "4XX", body = Problem)))]
+pub async fn popular(
+    State(state): State<AppState>,
+    Path(collection): Path<String>,
+    Params(params): Params<LimitParams>,
+) -> Result<Json<Queries>, Problem> {
+    let queries = queries(&state, &collection, QuerySelection::All, params.limit).await?;
+    Ok(Json(Queries { queries }))
+}
+
+/// The most frequent queries that found nothing when they were last made.
+#[utoipa::path(get, path = "/v1/collections/{collection}/analytics/no-hits", tag = "popularity",
+    params(("collection" = String, Path), ("limit" = Option<usize>, Query)),
+    responses((status = 200, body = Queries), (status = "4XX", body = Problem)))]
+pub async fn no_hits(
+    State(state): State<AppState>,
+    Path(collection): Path<String>,
+    Params(params): Params<LimitParams>,
+) -> Result<Json<Queries>, Problem> {
+    let queries = queries(&state, &collection, QuerySelection::WithoutHits, params.limit).await?;
+    Ok(Json(Queries { queries }))
+}
+
+/// What to forget: `all`, or a collection, or a query (in one collection or in every one).
+#[derive(Clone, Debug, Default, Deserialize, Serialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct InvalidateRequest {
+    pub collection: Option<String>,
+    pub query: Option<String>,
+    #[serde(default)]
+    pub all: bool,
+}
+
+#[derive(Clone, Debug, Deserialize, Serialize, ToSchema)]
+pub struct Invalidated {
+    /// `all`, `collection` or `query`.
+    pub scope: String,
+}
+
+/// Forget cached answers. `all` forgets embeddings, too.
+#[utoipa::path(post, path = "/v1/admin/cache/invalidate", tag = "admin", request_body = InvalidateRequest,
+    responses((status = 200, body = Invalidated), (status = "4XX", body = Problem)))]
+pub async fn invalidate(
+    State(state): State<AppState>,
+    JsonBody(request): JsonBody<InvalidateRequest>,
+) -> Result<Json<Invalidated>, Problem> {
+    let services = state.services()?;
+    let collection = match &request.collection {
+        Some(name) => Some(services.catalog.get(name)?.id),
+        None => None,
+    };
+    let (scope, invalidation) = match (request.all, collection, request.query) {
+        (true, None, None) => ("all", Invalidation::All),
+        (false, Some(collection), None) => ("collection", Invalidation::Collection(collection)),
+        (false, collection, Some(query)) => {
+            ("query", Invalidation::Query { collection, query: normalise(&query) })
+        }
+        (true, ..) => {
+            return Err(Problem::field("all", "cannot be joined with collection or query"));
+        }
+        (false, None, None) => {
+            return Err(Problem::field("", "name a collection, a query, or all: true"));
+        }
+    };
+    services.search.invalidate(&invalidation);
+    tracing::info!(scope, collection = request.collection, "cache invalidated");
+    Ok(Json(Invalidated { scope: scope.to_owned() }))
+}

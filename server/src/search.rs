@@ -1,0 +1,422 @@
+//! Searching: cache, embed, look up, fuse, join documents.
+
+mod answer;
+mod key;
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+
+use crate::adapters::cache::memory::{CacheLimits, CacheStatus, Cacheable, MemoryCache, Ttl};
+use crate::catalog::{Catalog, CatalogError, OpenCollection};
+use crate::domain::fusion::{self, Scored};
+use crate::domain::{Filter, Mode};
+use crate::metrics::Metrics;
+use crate::ports::{
+    Class, EmbedError, Embedder, Embedding, Facets, IndexError, StoreError, Urgency,
+};
+
+pub use answer::{Explanation, Hit, IndexInfo, Ranked, RetrieverScore, SearchExplanation};
+pub use key::{Cursor, CursorError};
+use key::{EmbeddingKey, ResultKey};
+
+/// Deepest position that paging reaches: a cursor costs as much as all pages before it.
+pub const MAX_DEPTH: usize = 1_000;
+/// Facet values returned per field.
+pub const MAX_FACET_VALUES: usize = 100;
+/// How many candidates each retriever of a hybrid search gives to the fusion, at least.
+const FUSION_CANDIDATES: usize = 100;
+
+/// A search as the use case takes it: checked and normalised.
+#[derive(Clone, Debug)]
+pub struct Query {
+    /// Normalised text.
+    pub text: String,
+    pub mode: Mode,
+    pub limit: usize,
+    pub filter: Option<Arc<Filter>>,
+    /// Hits with a score below are left out.
+    pub min_score: Option<f32>,
+    pub cursor: Option<Cursor>,
+    pub facets: Vec<String>,
+    pub snippet: bool,
+    pub explain: bool,
+    /// Whose answers may be shared: callers of one scope see the same documents.
+    pub scope: &'static str,
+    /// Do not answer from the cache.
+    pub no_cache: bool,
+    pub deadline: Instant,
+}
+
+/// An answer. It is kept as the JSON that is sent, as it is sent more often than it is made.
+#[derive(Clone)]
+pub struct Answer(Arc<AnswerParts>);
+
+pub struct AnswerParts {
+    /// Members of the answer's JSON object that are the same however it was come by.
+    pub json: Bytes,
+    pub hits: usize,
+}
+
+impl std::ops::Deref for Answer {
+    type Target = AnswerParts;
+    fn deref(&self) -> &AnswerParts {
+        &self.0
+    }
+}
+
+impl Cacheable for Answer {
+    fn bytes(&self) -> usize {
+        self.json.len() + size_of::<AnswerParts>()
+    }
+
+    fn is_empty(&self) -> bool {
+        self.hits == 0
+    }
+}
+
+impl Cacheable for Embedding {
+    fn bytes(&self) -> usize {
+        size_of_val(&*self.vector) + size_of::<Self>()
+    }
+
+    fn is_empty(&self) -> bool {
+        false
+    }
+}
+
+/// An answer and how it was come by.
+pub struct Found {
+    pub answer: Answer,
+    pub status: CacheStatus,
+    pub timings: Timings,
+}
+
+/// Time that each stage took, when it ran for this caller.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Timings {
+    pub embed: Option<Duration>,
+    pub index: Option<Duration>,
+    pub documents: Option<Duration>,
+    pub total: Duration,
+}
+
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum SearchError {
+    #[error(transparent)]
+    Embed(#[from] EmbedError),
+    #[error("the deadline passed before the search was done")]
+    DeadlineExceeded,
+    #[error(transparent)]
+    Index(Arc<IndexError>),
+    #[error(transparent)]
+    Store(Arc<StoreError>),
+    #[error("failed to write the answer: {0}")]
+    Encode(String),
+}
+
+impl From<IndexError> for SearchError {
+    fn from(error: IndexError) -> Self {
+        Self::Index(Arc::new(error))
+    }
+}
+
+impl From<StoreError> for SearchError {
+    fn from(error: StoreError) -> Self {
+        Self::Store(Arc::new(error))
+    }
+}
+
+pub struct Search {
+    pub catalog: Arc<Catalog>,
+    embedder: Arc<dyn Embedder>,
+    metrics: Arc<Metrics>,
+    results: MemoryCache<ResultKey, Answer>,
+    results_ttl: Ttl,
+    embeddings: MemoryCache<EmbeddingKey, Embedding>,
+    embeddings_ttl: Ttl,
+}
+
+impl Search {
+    pub fn new(
+        catalog: Arc<Catalog>,
+        embedder: Arc<dyn Embedder>,
+        metrics: Arc<Metrics>,
+        results: CacheLimits,
+        embeddings: CacheLimits,
+    ) -> Self {
+        let (results, results_ttl) = MemoryCache::new(results);
+        let (embeddings, embeddings_ttl) = MemoryCache::new(embeddings);
+        Self { catalog, embedder, metrics, results, results_ttl, embeddings, embeddings_ttl }
+    }
+
+    /// Answers a query, from the cache when it can.
+    pub async fn run(
+        &self,
+        collection: &Arc<OpenCollection>,
+        query: &Query,
+    ) -> Result<Found, SearchError> {
+        let started = Instant::now();
+        // Read before the index is: an answer made while a write goes on is then kept under the
+        // generation before that write and never given after it.
+        let generation = collection.generation();
+        let key = key::result_key(collection, generation, &self.catalog.model, query);
+        let mut timings = Timings::default();
+        let compute = self.compute(collection, generation, query, &mut timings);
+        let computed = async {
+            if query.no_cache {
+                let answer = compute.await?;
+                self.results.put(key, answer.clone(), self.results_ttl).await;
+                return Ok((answer, CacheStatus::Bypass));
+            }
+            self.results.get_or_compute(key, self.results_ttl, compute).await
+        };
+        // Answers from the cache come at the first poll; only the others need a timer.
+        let (answer, status) = tokio::time::timeout_at(query.deadline.into(), computed)
+            .await
+            .unwrap_or(Err(SearchError::DeadlineExceeded))?;
+        self.metrics.cache_requests.with_label_values(&["results", status.as_str()]).inc();
+        timings.total = started.elapsed();
+        self.observe(&timings, status);
+        Ok(Found { answer, status, timings })
+    }
+
+    /// Identifies the answer that a query has now, without making it.
+    pub fn tag(&self, collection: &OpenCollection, query: &Query) -> [u8; 16] {
+        key::result_key(collection, collection.generation(), &self.catalog.model, query).tag()
+    }
+
+    async fn compute(
+        &self,
+        collection: &OpenCollection,
+        generation: i64,
+        query: &Query,
+        timings: &mut Timings,
+    ) -> Result<Answer, SearchError> {
+        let index = &self.catalog.index;
+        let embedding = if query.mode.uses_vectors() {
+            let clock = Instant::now();
+            let embedding = self.embed(&query.text, query.deadline, query.no_cache).await?;
+            timings.embed = Some(clock.elapsed());
+            Some(embedding)
+        } else {
+            None
+        };
+
+        let clock = Instant::now();
+        // One more than is shown tells whether there is a next page.
+        let wanted = query.cursor.as_ref().map_or(0, |cursor| cursor.depth) + query.limit + 1;
+        let candidates = match query.mode {
+            Mode::Hybrid => wanted.max(FUSION_CANDIDATES),
+            Mode::Dense | Mode::Lexical => wanted,
+        };
+        let dense = async {
+            match &embedding {
+                Some(embedding) => {
+                    let vector = Arc::clone(&embedding.vector);
+                    index.nearest(collection.id, vector, query.filter.clone(), candidates).await
+                }
+                None => Ok(Vec::new()),
+            }
+        };
+        let lexical = async {
+            if query.mode.uses_words() {
+                index.matching(collection.id, &query.text, query.filter.clone(), candidates).await
+            } else {
+                Ok(Vec::new())
+            }
+        };
+        let facets = self.facets(collection, query);
+        let (dense, lexical, facets) = tokio::try_join!(dense, lexical, facets)?;
+        let ranked = match query.mode {
+            Mode::Dense => dense.clone(),
+            Mode::Lexical => lexical.clone(),
+            Mode::Hybrid => fusion::reciprocal_rank(&[&dense, &lexical]),
+        };
+        let page = page(ranked, query);
+        timings.index = Some(clock.elapsed());
+
+        let clock = Instant::now();
+        let keys: Vec<_> = page.hits.iter().map(|hit| hit.key).collect();
+        let documents = self.catalog.store.fetch(collection.id, &keys).await?;
+        let ranked = Ranked {
+            collection,
+            generation,
+            model: &self.catalog.model.model,
+            query,
+            page: &page.hits,
+            documents,
+            dense: &dense,
+            lexical: &lexical,
+            facets,
+            embedding: embedding.as_ref(),
+            next_cursor: page.next.map(|cursor| cursor.encode()),
+        };
+        let answer = answer::answer(ranked)?;
+        timings.documents = Some(clock.elapsed());
+        Ok(Answer(Arc::new(answer)))
+    }
+
+    /// Counts the values of the facets that were asked for.
+    async fn facets(
+        &self,
+        collection: &OpenCollection,
+        query: &Query,
+    ) -> Result<Option<Facets>, IndexError> {
+        if query.facets.is_empty() {
+            return Ok(None);
+        }
+        // By meaning every document is a hit, more or less; by words those that hold one.
+        let text = (query.mode == Mode::Lexical).then_some(query.text.as_str());
+        let mut counted = Vec::with_capacity(query.facets.len());
+        for field in &query.facets {
+            // What a person ticked in a facet must not hide the facet's other values.
+            let filter = query.filter.as_ref().map(|filter| Arc::new(filter.without_field(field)));
+            let fields = std::slice::from_ref(field);
+            let facets = self
+                .catalog
+                .index
+                .facets(collection.id, text, filter, fields, MAX_FACET_VALUES)
+                .await?;
+            counted.extend(facets.0);
+        }
+        Ok(Some(Facets(counted)))
+    }
+
+    /// Embeds one text, from the embedding cache when it can.
+    async fn embed(
+        &self,
+        text: &str,
+        deadline: Instant,
+        no_cache: bool,
+    ) -> Result<Embedding, SearchError> {
+        let key = EmbeddingKey::new(&self.catalog.model, text);
+        let compute = async {
+            let urgency = Urgency { class: Class::Interactive, deadline };
+            let mut rows = self.embedder.embed(vec![text.into()], urgency).await?;
+            rows.pop().ok_or_else(|| EmbedError::Failed("no vector came back".to_owned()))
+        };
+        let result = if no_cache {
+            match compute.await {
+                Ok(embedding) => {
+                    self.embeddings.put(key, embedding.clone(), self.embeddings_ttl).await;
+                    Ok((embedding, CacheStatus::Bypass))
+                }
+                Err(error) => Err(error),
+            }
+        } else {
+            self.embeddings.get_or_compute(key, self.embeddings_ttl, compute).await
+        };
+        let (embedding, status) = result?;
+        self.metrics.cache_requests.with_label_values(&["embeddings", status.as_str()]).inc();
+        Ok(embedding)
+    }
+
+    /// Embeds texts as they are, each from the embedding cache when it can.
+    pub async fn embed_all(
+        &self,
+        texts: &[String],
+        deadline: Instant,
+    ) -> Result<Vec<Embedding>, SearchError> {
+        let embeddings = texts.iter().map(|text| self.embed(text, deadline, false));
+        let all = futures::future::try_join_all(embeddings);
+        tokio::time::timeout_at(deadline.into(), all)
+            .await
+            .unwrap_or(Err(SearchError::DeadlineExceeded))
+    }
+
+    /// Forgets answers: of a collection, of one query in it, or all, embeddings included.
+    pub fn invalidate(&self, scope: &Invalidation) {
+        let label = match scope {
+            Invalidation::All => {
+                self.results.clear();
+                self.embeddings.clear();
+                "all"
+            }
+            Invalidation::Collection(id) => {
+                let id = *id;
+                self.results.remove_if(move |key, _| key.collection == id);
+                "collection"
+            }
+            Invalidation::Query { collection, query } => {
+                let (collection, query) = (*collection, key::query_hash(query));
+                self.results.remove_if(move |key, _| {
+                    key.query == query && collection.is_none_or(|id| key.collection == id)
+                });
+                "query"
+            }
+        };
+        self.metrics.cache_invalidations.with_label_values(&[label]).inc();
+    }
+
+    /// Brings the cache gauges up to date.
+    pub async fn refresh_metrics(&self) {
+        let tiers = [
+            ("results", self.results.usage().await),
+            ("embeddings", self.embeddings.usage().await),
+        ];
+        for (tier, (entries, bytes)) in tiers {
+            let as_gauge = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
+            self.metrics.cache_entries.with_label_values(&[tier]).set(as_gauge(entries));
+            self.metrics.cache_bytes.with_label_values(&[tier]).set(as_gauge(bytes));
+        }
+    }
+
+    fn observe(&self, timings: &Timings, status: CacheStatus) {
+        let mut rest = timings.total;
+        let stages =
+            [("embed", timings.embed), ("index", timings.index), ("documents", timings.documents)];
+        for (stage, time) in stages {
+            if let Some(time) = time {
+                self.metrics.search_stage.with_label_values(&[stage]).observe(time.as_secs_f64());
+                rest = rest.saturating_sub(time);
+            }
+        }
+        // What another caller computed was waited for, not looked up.
+        let stage = if status == CacheStatus::Coalesced { "wait" } else { "cache" };
+        self.metrics.search_stage.with_label_values(&[stage]).observe(rest.as_secs_f64());
+    }
+}
+
+/// What to forget.
+#[derive(Clone, Debug)]
+pub enum Invalidation {
+    All,
+    Collection(i64),
+    Query { collection: Option<i64>, query: String },
+}
+
+struct Page {
+    hits: Vec<Scored>,
+    next: Option<Cursor>,
+}
+
+/// Cuts the page of a query out of the ranking.
+fn page(mut ranked: Vec<Scored>, query: &Query) -> Page {
+    if let Some(min_score) = query.min_score {
+        ranked.retain(|hit| hit.score >= min_score);
+    }
+    let depth = query.cursor.as_ref().map_or(0, |cursor| cursor.depth);
+    if let Some(cursor) = &query.cursor {
+        ranked.retain(|hit| cursor.is_before(hit));
+    }
+    let more = ranked.len() > query.limit;
+    ranked.truncate(query.limit);
+    let depth = depth + ranked.len();
+    let next = ranked
+        .last()
+        .filter(|_| more && depth < MAX_DEPTH)
+        .map(|last| Cursor::after(last, depth, query));
+    Page { hits: ranked, next }
+}
+
+impl From<CatalogError> for SearchError {
+    fn from(error: CatalogError) -> Self {
+        match error {
+            CatalogError::Store(error) => error.into(),
+            CatalogError::Index(error) => error.into(),
+            other => Self::Encode(other.to_string()),
+        }
+    }
+}

@@ -1,0 +1,265 @@
+//! A server without a network: the router, called directly.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use axum::Router;
+use axum::body::Body;
+use axum::http::{HeaderMap, Method, Request, StatusCode};
+use http_body_util::BodyExt;
+use serde_json::{Value, json};
+use sextant_server::adapters::documents::sqlite::SqliteStore;
+use sextant_server::adapters::embedder::hash::HashEmbedder;
+use sextant_server::adapters::index::local::{LocalIndex, Options};
+use sextant_server::auth::Keys;
+use sextant_server::catalog::Catalog;
+use sextant_server::config::Config;
+use sextant_server::http::{AppState, Services, router};
+use sextant_server::ingest::Ingest;
+use sextant_server::metrics::Metrics;
+use sextant_server::popularity::Popularity;
+use sextant_server::ports::{
+    DocumentStore, EmbedError, Embedder, Embedding, ModelInfo, SearchIndex, Urgency,
+};
+use sextant_server::search::Search;
+use tokio::sync::{Semaphore, watch};
+use tower::ServiceExt;
+
+/// Counts texts, and holds them back while its gate is closed.
+pub struct GatedEmbedder {
+    inner: HashEmbedder,
+    pub texts: AtomicUsize,
+    pub calls: watch::Sender<usize>,
+    gate: Semaphore,
+    pub fail_with: std::sync::Mutex<Option<EmbedError>>,
+}
+
+impl GatedEmbedder {
+    fn new(dimension: usize) -> Self {
+        Self {
+            inner: HashEmbedder::new(dimension),
+            texts: AtomicUsize::new(0),
+            calls: watch::channel(0).0,
+            gate: Semaphore::new(Semaphore::MAX_PERMITS),
+            fail_with: std::sync::Mutex::default(),
+        }
+    }
+
+    pub fn close_gate(&self) {
+        self.gate.forget_permits(Semaphore::MAX_PERMITS);
+    }
+
+    pub fn open_gate(&self) {
+        self.gate.add_permits(1_000_000);
+    }
+
+    pub fn embedded(&self) -> usize {
+        self.texts.load(Ordering::SeqCst)
+    }
+}
+
+#[async_trait]
+impl Embedder for GatedEmbedder {
+    fn model(&self) -> &ModelInfo {
+        self.inner.model()
+    }
+
+    async fn embed(
+        &self,
+        texts: Vec<Arc<str>>,
+        urgency: Urgency,
+    ) -> Result<Vec<Embedding>, EmbedError> {
+        self.calls.send_modify(|calls| *calls += 1);
+        let _permit = self.gate.acquire().await.unwrap();
+        if let Some(error) = self.fail_with.lock().unwrap().clone() {
+            return Err(error);
+        }
+        self.texts.fetch_add(texts.len(), Ordering::SeqCst);
+        self.inner.embed(texts, urgency).await
+    }
+
+    fn health(&self) -> Result<(), String> {
+        Ok(())
+    }
+}
+
+pub struct TestApp {
+    router: Router,
+    pub state: AppState,
+    pub embedder: Arc<GatedEmbedder>,
+    pub popularity: Arc<Popularity>,
+    pub metrics: Arc<Metrics>,
+    pub store: Arc<dyn DocumentStore>,
+    pub index: Arc<dyn SearchIndex>,
+    pub folder: Arc<tempfile::TempDir>,
+}
+
+pub struct Answer {
+    pub status: StatusCode,
+    pub headers: HeaderMap,
+    pub bytes: Vec<u8>,
+}
+
+impl Answer {
+    pub fn json(&self) -> Value {
+        serde_json::from_slice(&self.bytes)
+            .unwrap_or_else(|error| panic!("{error}: {}", String::from_utf8_lossy(&self.bytes)))
+    }
+
+    pub fn header(&self, name: &str) -> &str {
+        self.headers.get(name).map_or("", |value| value.to_str().unwrap())
+    }
+
+    #[track_caller]
+    pub fn problem(&self, status: u16, kind: &str) -> Value {
+        assert_eq!(self.status, status, "{}", String::from_utf8_lossy(&self.bytes));
+        assert_eq!(self.header("content-type"), "application/problem+json");
+        let problem = self.json();
+        assert_eq!(problem["type"], format!("https://sextant.dev/problems/{kind}"));
+        assert_eq!(problem["request_id"], self.header("x-request-id"));
+        problem
+    }
+
+    #[track_caller]
+    pub fn ok(self) -> Value {
+        assert!(self.status.is_success(), "{}", String::from_utf8_lossy(&self.bytes));
+        if self.bytes.is_empty() { Value::Null } else { self.json() }
+    }
+}
+
+/// How a test's server differs from the default.
+#[derive(Default)]
+pub struct Setup {
+    pub config: Config,
+    pub keys: Option<PathBuf>,
+    pub folder: Option<Arc<tempfile::TempDir>>,
+    pub dimension: Option<usize>,
+    pub not_started: bool,
+}
+
+impl TestApp {
+    pub async fn new() -> Self {
+        Self::with(Setup::default()).await
+    }
+
+    pub async fn with(setup: Setup) -> Self {
+        let folder = setup.folder.unwrap_or_else(|| Arc::new(tempfile::tempdir().unwrap()));
+        let metrics = Arc::new(Metrics::new());
+        let keys = Keys::open(setup.keys).unwrap();
+        let state = AppState::new(setup.config.server.clone(), false, keys, Arc::clone(&metrics));
+        let embedder = Arc::new(GatedEmbedder::new(setup.dimension.unwrap_or(32)));
+        let database = folder.path().join("documents.db");
+        let store: Arc<dyn DocumentStore> = Arc::new(SqliteStore::open(&database).await.unwrap());
+        let index = LocalIndex::open(&folder.path().join("index"), Options::default()).unwrap();
+        let index: Arc<dyn SearchIndex> = Arc::new(index);
+        let model = embedder.model().version.clone();
+        let catalog =
+            Catalog::open(Arc::clone(&store), Arc::clone(&index), model, Arc::clone(&metrics))
+                .await
+                .unwrap();
+        let catalog = Arc::new(catalog);
+        let port: Arc<dyn Embedder> = Arc::clone(&embedder) as _;
+        let search = Search::new(
+            Arc::clone(&catalog),
+            Arc::clone(&port),
+            Arc::clone(&metrics),
+            setup.config.cache.results(),
+            setup.config.cache.embeddings(),
+        );
+        let ingest = Ingest {
+            catalog: Arc::clone(&catalog),
+            embedder: Arc::clone(&port),
+            metrics: Arc::clone(&metrics),
+            embed_timeout: Duration::from_secs(5),
+        };
+        let popularity = Arc::new(Popularity::new(Arc::clone(&store), Arc::clone(&metrics)));
+        if !setup.not_started {
+            state.start(Services {
+                catalog,
+                search: Arc::new(search),
+                ingest: Arc::new(ingest),
+                popularity: Arc::clone(&popularity),
+                embedder: port,
+            });
+        }
+        let router = router(state.clone());
+        Self { router, state, embedder, popularity, metrics, store, index, folder }
+    }
+
+    /// Lets go of the folder, so that another server can be started on it.
+    pub async fn close(self) -> Arc<tempfile::TempDir> {
+        self.index.close().await.unwrap();
+        self.store.close().await;
+        Arc::clone(&self.folder)
+    }
+
+    pub async fn send(&self, request: Request<Body>) -> Answer {
+        let response = self.router.clone().oneshot(request).await.unwrap();
+        let (parts, body) = response.into_parts();
+        let bytes = body.collect().await.unwrap().to_bytes().to_vec();
+        Answer { status: parts.status, headers: parts.headers, bytes }
+    }
+
+    pub async fn call(&self, method: Method, path: &str, body: Option<Value>) -> Answer {
+        let request = Request::builder().method(method).uri(path);
+        let request = match body {
+            Some(body) => request
+                .header("content-type", "application/json")
+                .body(Body::from(body.to_string())),
+            None => request.body(Body::empty()),
+        };
+        self.send(request.unwrap()).await
+    }
+
+    pub async fn get(&self, path: &str) -> Answer {
+        self.call(Method::GET, path, None).await
+    }
+
+    pub async fn post(&self, path: &str, body: Value) -> Answer {
+        self.call(Method::POST, path, Some(body)).await
+    }
+
+    pub async fn put(&self, path: &str, body: Value) -> Answer {
+        self.call(Method::PUT, path, Some(body)).await
+    }
+
+    /// Searches the collection `gym`.
+    pub async fn search(&self, body: Value) -> Answer {
+        self.post("/v1/collections/gym/search", body).await
+    }
+
+    /// A collection `gym` with a few exercises.
+    pub async fn gym() -> Self {
+        let app = Self::new().await;
+        app.put("/v1/collections/gym", json!({})).await.ok();
+        app.post("/v1/collections/gym/documents", exercises()).await.ok();
+        app
+    }
+}
+
+pub fn exercises() -> Value {
+    json!([
+        {"id": "squat", "name": "Squat", "description": "Bend the knees and stand up.",
+         "muscle_groups": ["quadriceps", "glutes"], "level": "beginner", "minutes": 5, "unilateral": false},
+        {"id": "lunge", "name": "Lunge", "description": "Step forward and bend both knees.",
+         "muscle_groups": ["quadriceps"], "level": "beginner", "minutes": 6, "unilateral": true},
+        {"id": "press-up", "name": "Press-up", "description": "Push the floor away.",
+         "muscle_groups": ["chest", "triceps"], "level": "beginner", "minutes": 4, "unilateral": false},
+        {"id": "bench-press", "name": "Bench press", "description": "Push a bar up from the chest.",
+         "muscle_groups": ["chest"], "level": "advanced", "minutes": 12.5, "unilateral": false},
+        {"id": "plank", "name": "Plank", "description": "Hold still on the elbows.",
+         "muscle_groups": ["core"], "level": "intermediate", "minutes": 3},
+    ])
+}
+
+pub fn ids(found: &Value) -> Vec<&str> {
+    found["hits"].as_array().unwrap().iter().map(|hit| hit["id"].as_str().unwrap()).collect()
+}
+
+pub fn paths(problem: &Value) -> Vec<&str> {
+    let errors = problem["errors"].as_array().unwrap();
+    errors.iter().map(|error| error["path"].as_str().unwrap()).collect()
+}
