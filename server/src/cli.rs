@@ -147,7 +147,7 @@ async fn run(command: Command) -> Result<ExitCode, Failure> {
         Command::Serve(options) => return serve::serve(options).await,
         Command::Import(options) => import::import(options).await?,
         Command::Search { query, collection, limit, mode, filter, json, client } => {
-            let request = client::search_request(query, limit, mode, filter.as_deref())?;
+            let request = client::search_request(&query, limit, mode, filter.as_deref())?;
             let client = Client::new(&client)?;
             if json {
                 print(&client.search_raw(&collection, &request).await?)?;

@@ -113,9 +113,7 @@ pub fn router(state: AppState) -> Router {
         .route("/v1/collections/{collection}/suggest", get(operations::suggest))
         .route("/v1/collections/{collection}/analytics/popular", get(operations::popular))
         .route("/v1/collections/{collection}/analytics/no-hits", get(operations::no_hits));
-    let embeddings = Router::new()
-        .route("/v1/embeddings", post(embeddings::embeddings))
-        .layer(from_fn(embeddings::openai_errors));
+    let embeddings = Router::new().route("/v1/embeddings", post(embeddings::embeddings));
     let write = Router::new()
         .route(
             "/v1/collections/{collection}",
@@ -137,7 +135,11 @@ pub fn router(state: AppState) -> Router {
         .merge(write.route_layer(deadline()).route_layer(guard(Scope::Write)))
         .merge(import.route_layer(guard(Scope::Write)))
         .merge(admin.route_layer(deadline()).route_layer(guard(Scope::Admin)));
-    let embeddings = embeddings.route_layer(deadline()).route_layer(guard(Scope::Read));
+    // Outermost, so that a missing key is told in OpenAI's shape, too.
+    let embeddings = embeddings
+        .route_layer(deadline())
+        .route_layer(guard(Scope::Read))
+        .route_layer(from_fn(embeddings::openai_errors));
     let open = Router::new()
         .route("/livez", get(health::livez))
         .route("/readyz", get(health::readyz))

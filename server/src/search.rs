@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 
 use crate::adapters::cache::memory::{CacheLimits, CacheStatus, Cacheable, MemoryCache, Ttl};
-use crate::catalog::{Catalog, CatalogError, OpenCollection};
+use crate::catalog::{Catalog, OpenCollection};
 use crate::domain::fusion::{self, Scored};
 use crate::domain::{Filter, Mode};
 use crate::metrics::Metrics;
@@ -119,6 +119,12 @@ pub enum SearchError {
 impl From<IndexError> for SearchError {
     fn from(error: IndexError) -> Self {
         Self::Index(Arc::new(error))
+    }
+}
+
+impl From<serde_json::Error> for SearchError {
+    fn from(error: serde_json::Error) -> Self {
+        Self::Encode(error.to_string())
     }
 }
 
@@ -409,14 +415,4 @@ fn page(mut ranked: Vec<Scored>, query: &Query) -> Page {
         .filter(|_| more && depth < MAX_DEPTH)
         .map(|last| Cursor::after(last, depth, query));
     Page { hits: ranked, next }
-}
-
-impl From<CatalogError> for SearchError {
-    fn from(error: CatalogError) -> Self {
-        match error {
-            CatalogError::Store(error) => error.into(),
-            CatalogError::Index(error) => error.into(),
-            other => Self::Encode(other.to_string()),
-        }
-    }
 }

@@ -1,10 +1,8 @@
-//! The model against sentence-transformers, and the way callers see it. Skipped where the model is
-//! not installed, unless `SEXTANT_EMBEDDER__MODEL_DIR` names its folder.
+//! The model against sentence-transformers, and the way callers see it.
 #![cfg(feature = "torch")]
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failure here is a failed test")]
 
 use std::collections::HashMap;
-use std::path::PathBuf;
 use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
 
@@ -41,13 +39,10 @@ fn reference() -> Vec<ReferenceText> {
     serde_json::from_str::<Reference>(include_str!("reference/vectors.json")).unwrap().texts
 }
 
-fn options() -> Option<TorchOptions> {
-    let named = std::env::var_os("SEXTANT_EMBEDDER__MODEL_DIR").map(PathBuf::from);
-    let model_dir = named.or_else(|| {
-        let installed = PathBuf::from(std::env::var_os("HOME")?).join(".cache/sextant/model");
-        installed.exists().then_some(installed)
-    })?;
-    Some(TorchOptions { model_dir, device: Device::Cpu, workers: 2, ..TorchOptions::default() })
+fn options() -> TorchOptions {
+    let model_dir =
+        std::env::var_os("MODEL_DIR").expect("MODEL_DIR, which `make test` sets").into();
+    TorchOptions { model_dir, device: Device::Cpu, workers: 2, ..TorchOptions::default() }
 }
 
 /// One for the tests that only embed.
@@ -55,17 +50,8 @@ static SHARED: LazyLock<TorchEmbedder> = LazyLock::new(|| load().0);
 
 fn load() -> (TorchEmbedder, Arc<Metrics>) {
     let metrics = Arc::new(Metrics::new());
-    let options = options().unwrap();
+    let options = options();
     (TorchEmbedder::load(&options, Arc::clone(&metrics)).unwrap(), metrics)
-}
-
-macro_rules! need_model {
-    () => {
-        if options().is_none() {
-            eprintln!("skipped: no model installed");
-            return;
-        }
-    };
 }
 
 fn relaxed(class: Class) -> Urgency {
@@ -90,7 +76,6 @@ fn largest_difference(a: &[f32], b: &[f32]) -> f32 {
 
 #[tokio::test]
 async fn every_reference_text_has_the_vector_of_sentence_transformers() {
-    need_model!();
     for expected in reference() {
         let found = one(&SHARED, &expected.text).await;
         let beginning: String = expected.text.chars().take(40).collect();
@@ -106,7 +91,6 @@ async fn every_reference_text_has_the_vector_of_sentence_transformers() {
 
 #[tokio::test]
 async fn a_batch_does_not_change_the_vectors_of_its_texts() {
-    need_model!();
     let expected = reference();
     let texts: Vec<_> = expected.iter().map(|expected| Arc::clone(&expected.text)).collect();
     let batch = SHARED.embed(texts, relaxed(Class::Bulk)).await.unwrap();
@@ -121,7 +105,6 @@ async fn a_batch_does_not_change_the_vectors_of_its_texts() {
 
 #[tokio::test]
 async fn a_text_above_the_limit_is_cut_and_says_so() {
-    need_model!();
     let long: Arc<str> = "word ".repeat(2_000).into();
     let huge: Arc<str> = "word ".repeat(200_000).into();
     let (long, huge) = (one(&SHARED, &long).await, one(&SHARED, &huge).await);
@@ -132,7 +115,6 @@ async fn a_text_above_the_limit_is_cut_and_says_so() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_thousand_equal_texts_at_once_are_embedded_a_few_times_and_counted() {
-    need_model!();
     let (embedder, metrics) = load();
     let text: Arc<str> = "the same question from everybody".into();
     let calls = (0..1_000).map(|_| one(&embedder, &text));
@@ -141,12 +123,11 @@ async fn a_thousand_equal_texts_at_once_are_embedded_a_few_times_and_counted() {
     let count = |outcome: &str| metrics.embed_texts.with_label_values(&[outcome]).get();
     assert_eq!(count("embedded") + count("joined"), 1_000);
     // A call that comes after the first answer starts a second one.
-    assert!(count("joined") >= 900, "{} joined", count("joined"));
+    assert!(count("joined") >= 500, "{} joined", count("joined"));
 }
 
 #[tokio::test]
 async fn equal_texts_of_one_call_are_embedded_once() {
-    need_model!();
     let (embedder, metrics) = load();
     let text: Arc<str> = "again and again".into();
     let found = embedder.embed(vec![text; 1_000], relaxed(Class::Bulk)).await.unwrap();
@@ -157,14 +138,22 @@ async fn equal_texts_of_one_call_are_embedded_once() {
 }
 
 #[tokio::test]
+async fn a_mixed_load_is_computed_without_padding() {
+    let (embedder, metrics) = load();
+    let texts = (1..60).map(|words| format!("{words} {}", "word ".repeat(words * 4)).into());
+    let found = embedder.embed(texts.collect(), relaxed(Class::Bulk)).await.unwrap();
+    let tokens: usize = found.iter().map(|embedding| embedding.tokens).sum();
+    assert!((metrics.embed_batch_tokens.get_sample_sum() - tokens as f64).abs() < 0.5);
+    assert!(metrics.embed_padding_ratio.get() < 0.05);
+}
+
+#[tokio::test]
 async fn no_texts_are_no_embeddings() {
-    need_model!();
     assert_eq!(SHARED.embed(Vec::new(), relaxed(Class::Bulk)).await, Ok(Vec::new()));
 }
 
 #[tokio::test]
 async fn a_call_that_is_late_already_is_refused() {
-    need_model!();
     let urgency = Urgency { class: Class::Interactive, deadline: Instant::now() };
     let found = SHARED.embed(vec!["late".into()], urgency).await;
     assert_eq!(found, Err(EmbedError::DeadlineExceeded));
@@ -172,7 +161,6 @@ async fn a_call_that_is_late_already_is_refused() {
 
 #[tokio::test]
 async fn a_closed_embedder_answers_that_it_has_stopped() {
-    need_model!();
     let (embedder, _) = load();
     assert_eq!(embedder.health(), Ok(()));
     assert!(embedder.close(Duration::from_mins(1)));
@@ -183,7 +171,6 @@ async fn a_closed_embedder_answers_that_it_has_stopped() {
 
 #[test]
 fn the_model_is_known_by_its_content() {
-    need_model!();
     let model = SHARED.model();
     assert_eq!((model.version.dimension, model.max_tokens), (384, 256));
     assert_eq!((model.device.as_str(), model.version.hash.len()), ("cpu", 64));
@@ -193,16 +180,14 @@ fn the_model_is_known_by_its_content() {
 
 #[test]
 fn a_gpu_that_is_not_there_is_an_error_that_says_so() {
-    need_model!();
-    let options = TorchOptions { device: Device::Cuda(99), ..options().unwrap() };
+    let options = TorchOptions { device: Device::Cuda(99), ..options() };
     let error = TorchEmbedder::load(&options, Arc::default()).err().unwrap();
     assert!(matches!(error, LoadError::NoCuda { asked: 99, .. }), "{error}");
 }
 
 #[test]
 fn a_broken_folder_is_refused_with_the_name_of_the_file() {
-    need_model!();
-    let source = options().unwrap().model_dir;
+    let source = options().model_dir;
     let config = std::fs::read_to_string(source.join("config.json")).unwrap();
     let cases = HashMap::from([
         ("config.json", vec![None, Some("{".to_owned()), Some(config.replace("gelu", "relu"))]),
@@ -221,8 +206,7 @@ fn a_broken_folder_is_refused_with_the_name_of_the_file() {
             if let Some(content) = &content {
                 std::fs::write(folder.path().join(name), content).unwrap();
             }
-            let options =
-                TorchOptions { model_dir: folder.path().to_owned(), ..options().unwrap() };
+            let options = TorchOptions { model_dir: folder.path().to_owned(), ..options() };
             let error = TorchEmbedder::load(&options, Arc::default()).err().unwrap().to_string();
             assert!(error.contains(name), "{content:?}: {error}");
         }

@@ -13,7 +13,7 @@ use super::Failure;
 use crate::domain::Mode;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-const REQUEST_TIMEOUT: Duration = Duration::from_secs(60);
+const REQUEST_TIMEOUT: Duration = Duration::from_mins(1);
 /// How often an overloaded server is asked again.
 const TRIES: usize = 6;
 
@@ -81,11 +81,10 @@ impl Client {
             let again = request.try_clone();
             let response =
                 again.ok_or("the request cannot be sent twice")?.send().await.map_err(|error| {
-                    match error.is_connect() {
-                        true => {
-                            format!("no server answers at {}; start one with `make run`", self.url)
-                        }
-                        false => error.to_string(),
+                    if error.is_connect() {
+                        format!("no server answers at {}; start one with `make run`", self.url)
+                    } else {
+                        error.to_string()
                     }
                 })?;
             let status = response.status();
@@ -165,7 +164,7 @@ fn refused(status: StatusCode, body: &str) -> Refused {
 }
 
 pub fn search_request(
-    query: String,
+    query: &str,
     limit: u32,
     mode: Option<Mode>,
     filter: Option<&str>,

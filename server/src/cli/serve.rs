@@ -39,7 +39,7 @@ const POPULARITY_PERIOD: Duration = Duration::from_secs(2);
 const KEYS_PERIOD: Duration = Duration::from_secs(1);
 const REPAIR_PERIOD: Duration = Duration::from_secs(5);
 /// Longest time that closing the stores may take.
-const CLOSE_TIMEOUT: Duration = Duration::from_secs(60);
+const CLOSE_TIMEOUT: Duration = Duration::from_mins(1);
 
 #[derive(Args)]
 pub struct ServeOptions {

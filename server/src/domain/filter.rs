@@ -334,13 +334,11 @@ impl Parser<'_> {
             self.fault(path, format!("needs a number attribute; this one is {kind}"));
             return None;
         }
-        match json.as_f64() {
-            Some(bound) => Some(bound),
-            None => {
-                self.fault(path, "must be a number");
-                None
-            }
+        let bound = json.as_f64();
+        if bound.is_none() {
+            self.fault(path, "must be a number");
         }
+        bound
     }
 }
 

@@ -132,15 +132,11 @@ pub fn answer(ranked: Ranked<'_>) -> Result<AnswerParts, SearchError> {
             lexical_candidates: ranked.lexical.len(),
         }),
     };
-    let mut json = serde_json::to_vec(&members).map_err(encode)?;
+    let mut json = serde_json::to_vec(&members)?;
     // Without the braces: the rest of the object is added to every copy.
     json.pop();
     json.remove(0);
     Ok(AnswerParts { json: json.into(), hits: members.hits.len() })
-}
-
-fn encode(error: serde_json::Error) -> SearchError {
-    SearchError::Encode(error.to_string())
 }
 
 fn position(list: &[Scored], key: Key) -> Option<RetrieverScore> {
@@ -163,9 +159,5 @@ fn body(document: &Document, text_fields: &[String]) -> String {
 }
 
 fn facet_object(facets: Facets) -> Result<serde_json::Map<String, serde_json::Value>, SearchError> {
-    facets
-        .0
-        .into_iter()
-        .map(|(field, values)| Ok((field, serde_json::to_value(values).map_err(encode)?)))
-        .collect()
+    facets.0.into_iter().map(|(field, values)| Ok((field, serde_json::to_value(values)?))).collect()
 }

@@ -1,6 +1,8 @@
 //! What every adapter of a port must do: one suite a port, run on each adapter.
 
-#![allow(clippy::unwrap_used, reason = "a failure here is a failed test")]
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failure here is a failed test")]
 
+mod cache;
 mod documents;
+mod embedder;
 mod index;

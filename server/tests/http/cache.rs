@@ -120,7 +120,10 @@ async fn a_client_that_knows_the_answer_is_told_so_without_embedding() {
     assert!(tag.starts_with("W/"));
     let before = app.embedder.embedded();
     let again = |tag: &str| {
-        Request::get(path).header("if-none-match", format!("\"x\", {tag}")).body(Body::empty()).unwrap()
+        Request::get(path)
+            .header("if-none-match", format!("\"x\", {tag}"))
+            .body(Body::empty())
+            .unwrap()
     };
     let answer = app.send(again(&tag)).await;
     assert_eq!((answer.status.as_u16(), answer.bytes.len()), (304, 0));
@@ -134,7 +137,10 @@ async fn a_client_that_knows_the_answer_is_told_so_without_embedding() {
 async fn invalidation_forgets_what_it_names() {
     let app = TestApp::gym().await;
     let status = async |query: &str| {
-        app.search(json!({"query": query})).await.ok()["cache"]["status"].as_str().unwrap().to_owned()
+        app.search(json!({"query": query})).await.ok()["cache"]["status"]
+            .as_str()
+            .unwrap()
+            .to_owned()
     };
     let invalidate = async |body| app.post("/v1/admin/cache/invalidate", body).await;
     for (body, knees, push) in [
@@ -146,7 +152,11 @@ async fn invalidation_forgets_what_it_names() {
         status("knees").await;
         status("push").await;
         invalidate(body.clone()).await.ok();
-        assert_eq!((status("knees").await.as_str(), status("push").await.as_str()), (knees, push), "{body}");
+        assert_eq!(
+            (status("knees").await.as_str(), status("push").await.as_str()),
+            (knees, push),
+            "{body}"
+        );
     }
     invalidate(json!({})).await.problem(422, "invalid");
     invalidate(json!({"all": true, "query": "x"})).await.problem(422, "invalid");

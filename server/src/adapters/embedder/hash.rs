@@ -42,7 +42,9 @@ impl HashEmbedder {
             }
         }
         let norm = vector.iter().map(|v| v * v).sum::<f32>().sqrt();
-        vector.iter_mut().for_each(|v| *v /= norm);
+        for value in &mut vector {
+            *value /= norm;
+        }
         Embedding {
             vector: vector.into(),
             tokens: words.len().min(MAX_TOKENS),

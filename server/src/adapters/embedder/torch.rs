@@ -157,12 +157,6 @@ impl TorchEmbedder {
             pool,
         })
     }
-
-    /// Sets the gauges of the queue, whose age would otherwise stand still between two batches.
-    pub fn refresh_gauges(&self) {
-        self.pool.refresh_gauges();
-    }
-
     /// Answers those who wait with `Stopped` and waits for running batches, at most `limit`; true
     /// when all threads have ended. Blocks. Dropping the embedder does the same.
     pub fn close(&self, limit: Duration) -> bool {
@@ -223,6 +217,10 @@ impl Embedder for TorchEmbedder {
 
     fn health(&self) -> Result<(), String> {
         self.pool.health()
+    }
+
+    fn refresh_metrics(&self) {
+        self.pool.refresh_gauges();
     }
 }
 

@@ -86,7 +86,10 @@ fn equal_texts_are_computed_once_while_they_wait_and_while_they_run() {
     assert_eq!(queue.push(rows, soon, now), Ok(500));
     assert!(queue.take(now).is_none());
     let waiters = queue.finish(&batch, None).remove(0);
-    assert_eq!(waiters.iter().map(|caller| caller.0).collect::<Vec<_>>(), Vec::from_iter(0..1_000));
+    assert_eq!(
+        waiters.iter().map(|caller| caller.0).collect::<Vec<_>>(),
+        (0..1_000).collect::<Vec<_>>()
+    );
     assert_eq!(queue.push(vec![(text(7, 10), caller(0))], soon, now), Ok(0));
 }
 
