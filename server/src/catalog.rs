@@ -7,6 +7,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 use tokio::sync::Mutex;
 use tracing::{info, warn};
 
+use crate::domain::collection::SchemaChange;
 use crate::domain::{Collection, CollectionName, EmbeddingVersion, FieldError, Schema};
 use crate::metrics::Metrics;
 use crate::ports::{DocumentStore, IndexError, IndexedCollection, SearchIndex, StoreError};
@@ -99,7 +100,13 @@ impl Catalog {
             writer: Mutex::new(None),
         });
         let mut indexed = open.writer.lock().await;
-        let durable = self.index.open(&open.description()).await?;
+        let mut durable = self.index.open(&open.description()).await?;
+        if durable > collection.generation {
+            // The documents were restored from an older copy: what the index knows more is wrong.
+            warn!(collection = %open.name, "the index is newer than the documents, making it anew");
+            self.index.drop_collection(open.id).await?;
+            durable = self.index.open(&open.description()).await?;
+        }
         // Only now, as the index comes from the disk, is what it has known to be durable.
         self.store.forget_deletions(open.id, durable).await?;
         self.replay(&open, durable, &mut indexed).await?;
@@ -187,41 +194,35 @@ impl Catalog {
         all
     }
 
-    /// Creates a collection or changes its schema; true when it was created. Attributes that the
-    /// new schema does not name stay as they are.
+    /// Creates a collection or changes its schema; true when it was created. What the change does
+    /// not name stays as it is.
     pub async fn put(
         &self,
         name: &str,
-        schema: Schema,
+        change: SchemaChange,
     ) -> Result<(Arc<OpenCollection>, bool), CatalogError> {
         let parsed =
             CollectionName::parse(name).map_err(|fault| CatalogError::Invalid(vec![fault]))?;
-        let faults = schema.faults();
-        if !faults.is_empty() {
-            return Err(CatalogError::Invalid(faults));
-        }
         let _changing = self.changing.lock().await;
         if let Ok(open) = self.get(name) {
             let _writer = open.writer.lock().await;
-            let present = open.schema();
-            let faults = present.change_faults(&schema);
-            if !faults.is_empty() {
-                return Err(CatalogError::Invalid(faults));
-            }
-            let mut merged = schema;
-            for (attribute, kind) in &present.attributes {
-                merged.attributes.entry(attribute.clone()).or_insert(*kind);
-            }
-            let faults = merged.faults();
-            if !faults.is_empty() {
-                return Err(CatalogError::Invalid(faults));
-            }
-            self.store.update_schema(open.id, &merged).await?;
-            open.set_schema(merged);
+            let schema = checked(&open.schema(), change)?;
+            self.store.update_schema(open.id, &schema).await?;
+            open.set_schema(schema);
             return Ok((Arc::clone(&open), false));
         }
+        let text_fields = change.text_fields.clone().unwrap_or_else(Schema::default_text_fields);
+        let schema = checked(&Schema { text_fields, ..Schema::default() }, change)?;
         let collection = self.store.create_collection(&parsed, &schema, &self.model).await?;
-        Ok((self.admit(collection).await?, true))
+        let id = collection.id;
+        match self.admit(collection).await {
+            Ok(open) => Ok((open, true)),
+            Err(error) => {
+                // Not half a collection: the name is free for another try.
+                self.store.delete_collection(id).await?;
+                Err(error)
+            }
+        }
     }
 
     pub async fn delete(&self, name: &str) -> Result<(), CatalogError> {
@@ -249,6 +250,14 @@ impl Catalog {
             .with_label_values(&[open.name.as_str()])
             .set(i64::try_from(open.documents()).unwrap_or(i64::MAX));
     }
+}
+
+/// The schema after a change, when it is acceptable.
+fn checked(present: &Schema, change: SchemaChange) -> Result<Schema, CatalogError> {
+    let next = present.changed(change);
+    let mut faults = present.change_faults(&next);
+    faults.extend(next.faults());
+    if faults.is_empty() { Ok(next) } else { Err(CatalogError::Invalid(faults)) }
 }
 
 impl OpenCollection {

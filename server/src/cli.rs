@@ -86,7 +86,7 @@ enum Command {
 enum KeysCommand {
     /// Make a key, add its hash to a file and print the key, this once.
     Add {
-        /// What the key is known by in logs.
+        /// What the key is known by in the file.
         #[arg(long)]
         name: String,
         #[arg(long, value_enum, value_delimiter = ',', required = true)]
@@ -168,7 +168,8 @@ async fn run(command: Command) -> Result<ExitCode, Failure> {
             eprintln!("This key is shown once; {} holds its hash.", file.display());
         }
         Command::Config { command: ConfigCommand::Check { config } } => {
-            Config::load(config.as_deref(), std::env::vars())?;
+            let config = Config::load(config.as_deref(), std::env::vars())?;
+            serve::check(&config)?;
             print("the configuration is valid\n")?;
         }
         Command::Config { command: ConfigCommand::Show { default: true, .. } } => {

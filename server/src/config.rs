@@ -11,8 +11,8 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use serde_json::Value as Json;
 
-use crate::adapters::cache::memory::CacheLimits;
 use crate::adapters::embedder::device::Device;
+use crate::cache::CacheLimits;
 use crate::domain::FieldError;
 use crate::strict;
 
@@ -89,6 +89,7 @@ pub enum EmbedderKind {
 pub struct EmbedderConfig {
     pub kind: EmbedderKind,
     pub model_dir: Option<PathBuf>,
+    pub model_name: String,
     #[serde(with = "as_text")]
     pub device: Device,
     pub workers: usize,
@@ -101,6 +102,7 @@ impl Default for EmbedderConfig {
         Self {
             kind: EmbedderKind::Torch,
             model_dir: None,
+            model_name: "all-MiniLM-L6-v2".to_owned(),
             device: Device::Auto,
             workers: 0,
             max_batch_tokens: 0,

@@ -5,6 +5,7 @@
 
 pub mod adapters;
 pub mod auth;
+pub mod cache;
 pub mod catalog;
 pub mod cli;
 pub mod config;

@@ -1,5 +1,5 @@
-//! What the use cases need from the outside: one trait a need, each with at least two adapters.
-//! The suites in `contract.rs` say what every adapter must do.
+//! What the use cases need from the outside: one trait a need. The suites under `tests/contract`
+//! say what every adapter must do.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};

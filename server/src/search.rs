@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
-use crate::adapters::cache::memory::{CacheLimits, CacheStatus, Cacheable, MemoryCache, Ttl};
+use crate::cache::{CacheLimits, CacheStatus, Cacheable, MemoryCache, Ttl};
 use crate::catalog::{Catalog, OpenCollection};
 use crate::domain::fusion::{self, Scored};
 use crate::domain::{Filter, Mode};
@@ -25,8 +25,9 @@ use key::{EmbeddingKey, ResultKey};
 pub const MAX_DEPTH: usize = 1_000;
 /// Facet values returned per field.
 pub const MAX_FACET_VALUES: usize = 100;
-/// How many candidates each retriever of a hybrid search gives to the fusion, at least.
-const FUSION_CANDIDATES: usize = 100;
+/// How many candidates each retriever of a hybrid search gives to the fusion. The same for every
+/// page, as the ranks in both lists make the scores: paging ends where both lists end.
+const FUSION_WINDOW: usize = 300;
 
 /// A search as the use case takes it: checked and normalised.
 #[derive(Clone, Debug)]
@@ -214,7 +215,7 @@ impl Search {
         // One more than is shown tells whether there is a next page.
         let wanted = query.cursor.as_ref().map_or(0, |cursor| cursor.depth) + query.limit + 1;
         let candidates = match query.mode {
-            Mode::Hybrid => wanted.max(FUSION_CANDIDATES),
+            Mode::Hybrid => FUSION_WINDOW,
             Mode::Dense | Mode::Lexical => wanted,
         };
         let dense = async {

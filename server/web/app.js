@@ -5,7 +5,7 @@ const PAGE_SIZE = 10;
 const FACET_SIZE = 10;
 const KEY = 'sextant-api-key';
 const FACET_TYPES = ['string', 'strings', 'bool'];
-const STAGES = { cache: 'Cache', embed: 'Embedding', index: 'Index', documents: 'Documents' };
+const STAGES = { cache: 'Cache', wait: 'Waiting', embed: 'Embedding', index: 'Index', documents: 'Documents' };
 const CACHE_WORDS = {
   hit: 'The answer came from the cache',
   miss: 'The answer was computed and is now cached',
@@ -45,6 +45,7 @@ let debounce = 0;
 let countdown = 0;
 
 const collection = () => collections.find(({ name }) => name === state.collection);
+const defaultMode = (chosen) => chosen?.schema?.default_mode;
 const textFields = () => collection()?.schema?.text_fields ?? [];
 const attributes = () => collection()?.schema?.attributes ?? {};
 const facetFields = () => Object.keys(attributes()).filter((name) => FACET_TYPES.includes(attributes()[name]));
@@ -55,7 +56,7 @@ function readUrl() {
   const url = new URLSearchParams(location.search);
   state.collection = collections.find(({ name }) => name === url.get('c'))?.name ?? collections[0]?.name ?? '';
   state.query = url.get('q') ?? '';
-  state.mode = ['dense', 'lexical', 'hybrid'].find((mode) => mode === url.get('mode')) ?? collection()?.default_mode ?? 'dense';
+  state.mode = ['dense', 'lexical', 'hybrid'].find((mode) => mode === url.get('mode')) ?? defaultMode(collection()) ?? 'dense';
   state.filters = {};
   for (const [field, value] of url.getAll('f').map((pair) => pair.split(/:(.*)/s))) {
     if (facetFields().includes(field) && value && !isOn(field, value)) (state.filters[field] ??= []).push(value);
@@ -68,7 +69,7 @@ function writeUrl(push) {
   const url = new URLSearchParams();
   if (collections.length > 1) url.set('c', state.collection);
   if (state.query.trim()) url.set('q', state.query);
-  if (state.mode !== collection()?.default_mode) url.set('mode', state.mode);
+  if (state.mode !== defaultMode(collection())) url.set('mode', state.mode);
   for (const [field, chosen] of Object.entries(state.filters)) chosen.forEach((value) => url.append('f', `${field}:${value}`));
   const target = `${location.pathname}${url.size ? `?${url}` : ''}`;
   document.title = state.query.trim() ? `${state.query.trim()} – Sextant` : 'Sextant';
@@ -458,7 +459,7 @@ el.form.addEventListener('submit', (event) => {
 el.mode.addEventListener('change', (event) => change({ mode: event.target.value }));
 el.collection.addEventListener('change', () => {
   expanded = new Set();
-  const mode = collections.find(({ name }) => name === el.collection.value)?.default_mode ?? state.mode;
+  const mode = defaultMode(collections.find(({ name }) => name === el.collection.value)) ?? state.mode;
   el.facets.replaceChildren();
   change({ collection: el.collection.value, mode, filters: {} });
 });
@@ -512,7 +513,7 @@ async function start() {
   try {
     el.forget.hidden = !sessionStorage.getItem(KEY);
     const { data: info } = await api('/v1/info');
-    el.info.textContent = [`${info.name} ${info.version}`, info.model?.name, info.device].filter(Boolean).join(' · ');
+    el.info.textContent = [`${info.name} ${info.version}`, info.model?.model, info.device].filter(Boolean).join(' · ');
     if (info.auth_required && !sessionStorage.getItem(KEY)) return askForKey();
     collections = (await api('/v1/collections')).data.collections;
   } catch (problem) {

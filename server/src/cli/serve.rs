@@ -24,7 +24,8 @@ use crate::adapters::index::local::{LocalIndex, Options as IndexOptions};
 use crate::auth::Keys;
 use crate::catalog::Catalog;
 use crate::config::{Config, EmbedderKind, LogConfig, LogFormat};
-use crate::domain::{Document, Schema};
+use crate::domain::Document;
+use crate::domain::collection::SchemaChange;
 use crate::http::{self, AppState, Services};
 use crate::ingest::{Ingest, IngestError};
 use crate::listen::{self, Bounds};
@@ -106,6 +107,18 @@ pub async fn serve(options: ServeOptions) -> Result<ExitCode, Failure> {
     }
     info!("stopped");
     Ok(ExitCode::SUCCESS)
+}
+
+/// Finds what a server would stumble over at its start, without starting it.
+pub fn check(config: &Config) -> Result<(), Failure> {
+    log_filter(&config.log)?;
+    Keys::open(config.auth.keys_file.clone())?;
+    if let (EmbedderKind::Torch, Some(folder)) = (config.embedder.kind, &config.embedder.model_dir)
+        && !folder.join("model.safetensors").exists()
+    {
+        return Err(format!("`embedder.model_dir`: no model in {}", folder.display()).into());
+    }
+    Ok(())
 }
 
 /// What must be closed at the end.
@@ -269,8 +282,10 @@ async fn load_torch(config: &Config, metrics: Arc<Metrics>) -> Result<Arc<dyn Em
     let embedder = &config.embedder;
     let options = TorchOptions {
         model_dir: embedder.model_dir.clone().ok_or(
-            "`embedder.model_dir` is not set; `make setup` fetches the model and prints its folder",
+            "`embedder.model_dir` is not set: name the folder with model.safetensors, tokenizer.json and \
+             config.json (`make setup` fetches them into ~/.cache/sextant/model)",
         )?,
+        model_name: embedder.model_name.clone(),
         device: embedder.device,
         workers: embedder.workers,
         max_batch_tokens: embedder.max_batch_tokens,
@@ -309,9 +324,13 @@ impl Signals {
     }
 }
 
+fn log_filter(config: &LogConfig) -> Result<EnvFilter, Failure> {
+    Ok(EnvFilter::try_new(&config.level)
+        .map_err(|error| format!("invalid `log.level`: {error}"))?)
+}
+
 fn start_logging(config: &LogConfig) -> Result<(), Failure> {
-    let filter = EnvFilter::try_new(&config.level)
-        .map_err(|error| format!("invalid `log.level`: {error}"))?;
+    let filter = log_filter(config)?;
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_ansi(std::io::stderr().is_terminal())
@@ -354,7 +373,7 @@ async fn seed(
     }
     let documents = read_documents(file)?;
     let total = documents.len() as u64;
-    let (open, _) = catalog.put(collection, Schema::default()).await?;
+    let (open, _) = catalog.put(collection, SchemaChange::default()).await?;
     let bar = ProgressBar::new(total);
     if let Ok(style) =
         ProgressStyle::with_template("importing {msg} {bar:30} {pos}/{len} {elapsed}")

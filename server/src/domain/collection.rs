@@ -68,29 +68,36 @@ impl fmt::Display for AttributeType {
 
 /// What the documents of a collection look like.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
 pub struct Schema {
     /// Fields whose text is embedded and searched, joined by one space in this order.
-    #[serde(default = "default_text_fields")]
     pub text_fields: Vec<String>,
     /// Fields that can be filtered and faceted. A field that is not named here is added with the
     /// type of its first value.
-    #[serde(default)]
     #[schema(value_type = std::collections::HashMap<String, AttributeType>)]
     pub attributes: BTreeMap<String, AttributeType>,
     /// How a search without `mode` is answered.
-    #[serde(default)]
     pub default_mode: Mode,
 }
 
-fn default_text_fields() -> Vec<String> {
-    vec!["name".to_owned(), "description".to_owned()]
+/// A new collection, or the change of one: what is not named stays, or has its default.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct SchemaChange {
+    /// Fields whose text is embedded and searched; `name` and `description` when not given. They
+    /// cannot change later.
+    pub text_fields: Option<Vec<String>>,
+    /// Attributes to declare, beside those that are there.
+    #[serde(default)]
+    #[schema(value_type = std::collections::HashMap<String, AttributeType>)]
+    pub attributes: BTreeMap<String, AttributeType>,
+    /// How a search without `mode` is answered; `dense` when not given.
+    pub default_mode: Option<Mode>,
 }
 
 impl Default for Schema {
     fn default() -> Self {
         Self {
-            text_fields: default_text_fields(),
+            text_fields: Self::default_text_fields(),
             attributes: BTreeMap::new(),
             default_mode: Mode::default(),
         }
@@ -98,6 +105,21 @@ impl Default for Schema {
 }
 
 impl Schema {
+    pub fn default_text_fields() -> Vec<String> {
+        vec!["name".to_owned(), "description".to_owned()]
+    }
+
+    /// The schema after a change, not yet checked.
+    pub fn changed(&self, change: SchemaChange) -> Self {
+        let mut attributes = self.attributes.clone();
+        attributes.extend(change.attributes);
+        Self {
+            text_fields: change.text_fields.unwrap_or_else(|| self.text_fields.clone()),
+            attributes,
+            default_mode: change.default_mode.unwrap_or(self.default_mode),
+        }
+    }
+
     /// Every fault of the schema itself, empty when it is usable.
     pub fn faults(&self) -> Vec<FieldError> {
         let mut faults = Vec::new();

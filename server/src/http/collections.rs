@@ -1,15 +1,16 @@
 //! `/v1/collections`.
 
 use axum::Json;
-use axum::extract::{Path, State};
+use axum::extract::State;
 use axum::http::StatusCode;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::AppState;
 use super::error::Problem;
-use super::extract::JsonBody;
+use super::extract::{JsonBody, Path};
 use crate::catalog::OpenCollection;
+use crate::domain::collection::SchemaChange;
 use crate::domain::{EmbeddingVersion, Schema};
 
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
@@ -76,17 +77,18 @@ pub async fn get(
 }
 
 /// Create a collection, or change its schema: attributes can be added and the default mode changed.
+/// What the body does not name stays.
 #[utoipa::path(put, path = "/v1/collections/{collection}", tag = "collections",
-    params(("collection" = String, Path)), request_body = Schema,
+    params(("collection" = String, Path)), request_body = SchemaChange,
     responses((status = 201, body = CollectionInfo), (status = 200, body = CollectionInfo),
         (status = "4XX", body = Problem)))]
 pub async fn put(
     State(state): State<AppState>,
     Path(collection): Path<String>,
-    JsonBody(schema): JsonBody<Schema>,
+    JsonBody(change): JsonBody<SchemaChange>,
 ) -> Result<(StatusCode, Json<CollectionInfo>), Problem> {
     let catalog = &state.services()?.catalog;
-    let (open, created) = catalog.put(&collection, schema).await?;
+    let (open, created) = catalog.put(&collection, change).await?;
     let status = if created { StatusCode::CREATED } else { StatusCode::OK };
     Ok((status, Json(CollectionInfo::of(&open, &catalog.model))))
 }

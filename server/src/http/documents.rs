@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use axum::Json;
 use axum::body::Body;
-use axum::extract::{Path, State};
+use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use base64::Engine;
@@ -16,7 +16,7 @@ use utoipa::ToSchema;
 use super::AppState;
 use super::body::{self, Bounds};
 use super::error::Problem;
-use super::extract::{JsonBody, Params, media_type, unsupported};
+use super::extract::{JsonBody, Params, Path, media_type, unsupported};
 
 use crate::domain::Document;
 use crate::domain::document::id_fault;

@@ -117,7 +117,7 @@ impl Problem {
             chain.push_str(&cause.to_string());
             source = cause.source();
         }
-        tracing::error!(error = chain, "request failed");
+        tracing::error!(error = chain, request_id = trace::current_request_id(), "request failed");
         Self::new(kind, detail)
     }
 

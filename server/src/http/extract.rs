@@ -12,6 +12,20 @@ use super::AppState;
 use super::error::Problem;
 use crate::strict::{self, ReadError};
 
+/// Parts of the path; those that are not UTF-8 are a problem like any other.
+pub struct Path<T>(pub T);
+
+impl<T: DeserializeOwned + Send> FromRequestParts<AppState> for Path<T> {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, state: &AppState) -> Result<Self, Problem> {
+        axum::extract::Path::from_request_parts(parts, state)
+            .await
+            .map(|axum::extract::Path(path)| Self(path))
+            .map_err(|error| Problem::new("malformed", error.body_text()))
+    }
+}
+
 /// A JSON body.
 pub struct JsonBody<T>(pub T);
 

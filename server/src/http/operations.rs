@@ -1,13 +1,13 @@
 //! Popularity of queries, and the administration of the cache.
 
 use axum::Json;
-use axum::extract::{Path, State};
+use axum::extract::State;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::AppState;
 use super::error::Problem;
-use super::extract::{JsonBody, Params};
+use super::extract::{JsonBody, Params, Path};
 use crate::domain::normalise;
 use crate::ports::{QuerySelection, QueryStatistics};
 use crate::search::Invalidation;

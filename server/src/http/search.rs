@@ -4,7 +4,7 @@ use std::fmt::Write;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::extract::{Extension, Path, State};
+use axum::extract::{Extension, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use base64::Engine;
@@ -15,9 +15,9 @@ use utoipa::ToSchema;
 
 use super::access::{CallerId, Deadline};
 use super::error::Problem;
-use super::extract::{JsonBody, Params};
-use super::{AppState, trace};
-use crate::adapters::cache::memory::CacheStatus;
+use super::extract::{JsonBody, Params, Path};
+use super::{AppState, Services, trace};
+use crate::cache::CacheStatus;
 use crate::catalog::OpenCollection;
 use crate::domain::{AttributeType, FieldError, Filter, Mode, normalise};
 use crate::search::{Cursor, Found, Hit, IndexInfo, Query, SearchExplanation};
@@ -113,7 +113,7 @@ pub async fn post(
     let collection = services.catalog.get_compatible(&collection)?;
     let query = parse(request, &collection, &state, deadline, no_cache(&headers))?;
     let found = services.search.run(&collection, &query).await?;
-    services.popularity.record(collection.id, caller.0, &query.text, found.answer.hits);
+    count(services, &collection, caller, &query, &found);
     Ok(answer(&found))
 }
 
@@ -149,7 +149,7 @@ pub async fn get(
         StatusCode::NOT_MODIFIED.into_response()
     } else {
         let found = services.search.run(&collection, &query).await?;
-        services.popularity.record(collection.id, caller.0, &query.text, found.answer.hits);
+        count(services, &collection, caller, &query, &found);
         answer(&found)
     };
     let headers = response.headers_mut();
@@ -161,6 +161,22 @@ pub async fn get(
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("private, no-cache"));
     headers.append(header::VARY, HeaderValue::from_static("authorization"));
     Ok(response)
+}
+
+/// Counts a search as one of its query: the first page only, and not when it was the filter that
+/// left no hits, as the query is not to blame then.
+fn count(
+    services: &Services,
+    collection: &OpenCollection,
+    caller: CallerId,
+    query: &Query,
+    found: &Found,
+) {
+    let hits = found.answer.hits;
+    let narrowed = query.filter.is_some() || query.min_score.is_some();
+    if query.cursor.is_none() && (hits > 0 || !narrowed) {
+        services.popularity.record(collection.id, caller.0, &query.text, hits);
+    }
 }
 
 fn no_cache(headers: &HeaderMap) -> bool {

@@ -4,9 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use sextant_server::adapters::cache::memory::{
-    CacheLimits, CacheStatus, Cacheable, MemoryCache, Ttl,
-};
+use sextant_server::cache::{CacheLimits, CacheStatus, Cacheable, MemoryCache, Ttl};
 use tokio::sync::Notify;
 
 #[derive(Clone, Debug, PartialEq)]
@@ -31,7 +29,7 @@ fn cache(max_bytes: u64, ttl: Duration, empty_ttl: Duration) -> (Arc<MemoryCache
     (Arc::new(cache), ttl)
 }
 
-const HOUR: Duration = Duration::from_secs(3_600);
+const HOUR: Duration = Duration::from_hours(1);
 
 #[tokio::test]
 async fn a_value_is_computed_once_and_then_there() {

@@ -7,7 +7,7 @@ use sextant_server::adapters::embedder::hash::HashEmbedder;
 use sextant_server::ports::{Class, Embedder, Embedding, Urgency};
 
 async fn embed(embedder: &dyn Embedder, texts: &[&str], class: Class) -> Vec<Embedding> {
-    let urgency = Urgency { class, deadline: Instant::now() + Duration::from_secs(60) };
+    let urgency = Urgency { class, deadline: Instant::now() + Duration::from_mins(1) };
     let texts = texts.iter().map(|text| Arc::from(*text)).collect();
     embedder.embed(texts, urgency).await.unwrap()
 }

@@ -263,3 +263,7 @@ pub fn paths(problem: &Value) -> Vec<&str> {
     let errors = problem["errors"].as_array().unwrap();
     errors.iter().map(|error| error["path"].as_str().unwrap()).collect()
 }
+
+pub fn percent_encoded(text: &str) -> String {
+    text.bytes().fold(String::new(), |encoded, byte| format!("{encoded}%{byte:02X}"))
+}

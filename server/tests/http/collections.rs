@@ -49,6 +49,20 @@ async fn a_schema_keeps_what_documents_rely_on() {
 }
 
 #[tokio::test]
+async fn an_index_that_is_newer_than_the_documents_is_made_anew() {
+    let folder = TestApp::gym().await.close().await;
+    let copy = std::fs::read(folder.path().join("documents.db")).unwrap();
+    let app = TestApp::with(Setup { folder: Some(folder), ..Setup::default() }).await;
+    app.put("/v1/collections/gym/documents/later", json!({"name": "Later"})).await.ok();
+    let folder = app.close().await;
+    // A person puts an older copy of the documents back.
+    std::fs::write(folder.path().join("documents.db"), copy).unwrap();
+    let app = TestApp::with(Setup { folder: Some(folder), ..Setup::default() }).await;
+    let found = app.search(json!({"query": "hold still"})).await.ok();
+    assert_eq!(found["hits"].as_array().unwrap().len(), 5);
+}
+
+#[tokio::test]
 async fn names_that_could_be_paths_are_refused() {
     let app = TestApp::new().await;
     for name in ["Gym", "..%2Fetc", "a.b", "%20"] {

@@ -2,7 +2,7 @@ use axum::body::Body;
 use axum::http::{Method, Request};
 use serde_json::{Value, json};
 
-use crate::app::{Answer, TestApp, exercises, ids, paths};
+use crate::app::{Answer, TestApp, exercises, ids, paths, percent_encoded};
 
 const DOCUMENTS: &str = "/v1/collections/gym/documents";
 
@@ -18,8 +18,9 @@ async fn documents_come_as_an_array_as_lines_or_alone() {
     let documents = exercises();
     let written = import(&app, "application/json", documents.to_string()).await.ok();
     assert_eq!((&written["upserted"], &written["embedded"]), (&json!(5), &json!(5)));
-    let lines: String = documents.as_array().unwrap().iter().map(|d| format!("{d}\n")).collect();
-    let again = import(&app, "application/x-ndjson; charset=utf-8", lines).await.ok();
+    let lines: Vec<String> =
+        documents.as_array().unwrap().iter().map(ToString::to_string).collect();
+    let again = import(&app, "application/x-ndjson; charset=utf-8", lines.join("\n")).await.ok();
     assert_eq!((&again["upserted"], &again["embedded"]), (&json!(5), &json!(0)), "texts are known");
     let one = json!({"id": "row", "name": "Row"}).to_string();
     assert_eq!(import(&app, "application/json", one).await.ok()["upserted"], 1);
@@ -63,7 +64,7 @@ async fn a_document_is_written_read_listed_and_deleted() {
 async fn an_identifier_may_hold_what_a_path_cannot() {
     let app = TestApp::gym().await;
     let id = "a/b ?ü#%";
-    let encoded: String = id.bytes().map(|byte| format!("%{byte:02X}")).collect();
+    let encoded = percent_encoded(id);
     app.put(&format!("{DOCUMENTS}/{encoded}"), json!({"name": "odd"})).await.ok();
     assert_eq!(app.get(&format!("{DOCUMENTS}/{encoded}")).await.ok()["id"], id);
     let other = json!({"id": "other", "name": "odd"});

@@ -3,7 +3,7 @@ use axum::http::Request;
 use serde_json::{Value, json};
 use sextant_server::http::SearchResponse;
 
-use crate::app::{TestApp, ids, paths};
+use crate::app::{TestApp, ids, paths, percent_encoded};
 
 #[tokio::test]
 async fn a_search_finds_by_meaning_by_words_and_by_both() {
@@ -106,6 +106,30 @@ async fn pages_follow_each_other_without_gaps_or_repeats() {
 }
 
 #[tokio::test]
+async fn paging_reaches_every_hit_of_a_larger_collection() {
+    let app = TestApp::new().await;
+    app.put("/v1/collections/gym", json!({})).await.ok();
+    let documents: Vec<Value> = (0..250)
+        .map(|i| json!({"id": format!("{i:03}"), "name": format!("bend {} {}", i % 7, i % 11)}))
+        .collect();
+    app.post("/v1/collections/gym/documents", json!(documents)).await.ok();
+    for mode in ["dense", "lexical", "hybrid"] {
+        let mut seen = std::collections::HashSet::new();
+        let mut cursor = Value::Null;
+        loop {
+            let body = json!({"query": "bend 3", "mode": mode, "limit": 60, "cursor": cursor});
+            let page = app.search(body).await.ok();
+            assert!(ids(&page).iter().all(|id| seen.insert((*id).to_owned())), "{mode} repeats");
+            cursor = page["next_cursor"].clone();
+            if cursor.is_null() {
+                break;
+            }
+        }
+        assert_eq!(seen.len(), 250, "{mode}");
+    }
+}
+
+#[tokio::test]
 async fn a_cursor_of_another_search_is_refused() {
     let app = TestApp::gym().await;
     let page = app.search(json!({"query": "knees", "limit": 1})).await.ok();
@@ -162,7 +186,7 @@ async fn a_body_that_is_not_json_is_refused_as_such() {
 async fn get_and_post_give_the_same_hits() {
     let app = TestApp::gym().await;
     let filter = r#"{"must":[{"field":"level","eq":"beginner"}]}"#;
-    let query: String = url_encode(filter);
+    let query = percent_encoded(filter);
     let got = app
         .get(&format!(
             "/v1/collections/gym/search?query=bend+knees&limit=2&mode=hybrid&facets=level,unilateral&filter={query}&explain=true"
@@ -184,10 +208,6 @@ async fn get_and_post_give_the_same_hits() {
     assert_eq!(paths(&answer.problem(422, "invalid")), ["query"]);
     let answer = app.get("/v1/collections/gym/search?query=x&quary=y").await;
     assert_eq!(paths(&answer.problem(422, "invalid")), ["quary"]);
-}
-
-fn url_encode(text: &str) -> String {
-    text.bytes().map(|byte| format!("%{byte:02X}")).collect()
 }
 
 #[tokio::test]

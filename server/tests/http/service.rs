@@ -104,6 +104,11 @@ async fn popular_queries_are_counted_suggested_and_those_without_hits_told() {
     for query in ["Knees up", "knees  UP", "push", "nothing such"] {
         app.search(json!({"query": query, "mode": "lexical"})).await.ok();
     }
+    // A filter that leaves nothing says nothing about the query; a further page is no new search.
+    let none = json!({"must": [{"field": "level", "eq": "none"}]});
+    app.search(json!({"query": "bend", "filter": none})).await.ok();
+    let page = app.search(json!({"query": "push", "limit": 1})).await.ok();
+    app.search(json!({"query": "push", "limit": 1, "cursor": page["next_cursor"]})).await.ok();
     app.popularity.flush(true).await.unwrap();
     let popular = app.get("/v1/collections/gym/analytics/popular").await.ok();
     let first = &popular["queries"][0];

@@ -1,4 +1,4 @@
-//! An in-process cache: bounded in bytes, least recently used out first, expiring with jitter,
+//! The near tier of the caches, in this process: bounded in bytes, least recently used out first, expiring with jitter,
 //! computing each missing key once however many ask for it.
 
 use std::future::Future;

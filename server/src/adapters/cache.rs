@@ -1,3 +1,0 @@
-//! Cache tiers.
-
-pub mod memory;
