@@ -2,6 +2,7 @@
 //! holds hashes only and is read again when it changes.
 
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::SystemTime;
 
@@ -11,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 
+use crate::config::AuthConfig;
 use crate::strict;
 
 /// What every key begins with, so that people and secret scanners know one when they see it.
@@ -53,11 +55,29 @@ pub struct KeyFile {
     pub keys: Vec<KeyEntry>,
 }
 
-/// Who calls.
-#[derive(Clone, Debug)]
+/// Who calls. While it lives the call counts as under way.
+#[derive(Debug)]
 pub struct Caller {
     /// Name of the key; `None` on a server without keys.
     pub name: Option<Arc<str>>,
+    _place: Option<Place>,
+}
+
+/// One of the calls that a key may have under way.
+#[derive(Debug)]
+struct Place(Arc<AtomicUsize>);
+
+impl Place {
+    fn take(taken: &Arc<AtomicUsize>, most: usize) -> Option<Self> {
+        let place = Self(Arc::clone(taken));
+        (taken.fetch_add(1, Ordering::Relaxed) < most).then_some(place)
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -74,17 +94,22 @@ pub enum Denied {
     Unauthenticated,
     /// The key has not this scope.
     Missing(Scope),
+    /// The key has as many calls under way as it may.
+    TooMany,
 }
 
 struct Key {
     name: Arc<str>,
     hash: [u8; 32],
     scopes: Vec<Scope>,
+    under_way: Arc<AtomicUsize>,
 }
 
 /// The keys of a server; without a file everybody may do everything.
 pub struct Keys {
     file: Option<PathBuf>,
+    /// Calls that a key may have under way.
+    max_calls: usize,
     loaded: RwLock<Loaded>,
 }
 
@@ -97,8 +122,9 @@ struct Loaded {
 type FileVersion = (SystemTime, u64);
 
 impl Keys {
-    pub fn open(file: Option<PathBuf>) -> Result<Self, KeysError> {
-        let keys = Self { file, loaded: RwLock::default() };
+    pub fn open(config: &AuthConfig) -> Result<Self, KeysError> {
+        let file = config.keys_file.clone();
+        let keys = Self { file, max_calls: config.max_requests_per_key, loaded: RwLock::default() };
         keys.reload_if_changed()?;
         Ok(keys)
     }
@@ -128,7 +154,7 @@ impl Keys {
     /// Whether the bearer of a key may do what `scope` allows.
     pub fn authorize(&self, key: Option<&str>, scope: Scope) -> Result<Caller, Denied> {
         if !self.required() {
-            return Ok(Caller { name: None });
+            return Ok(Caller { name: None, _place: None });
         }
         let hash: [u8; 32] = Sha256::digest(key.ok_or(Denied::Unauthenticated)?).into();
         let loaded = self.loaded.read().unwrap_or_else(PoisonError::into_inner);
@@ -140,10 +166,11 @@ impl Keys {
             }
         }
         let found = found.ok_or(Denied::Unauthenticated)?;
-        if found.scopes.contains(&scope) {
-            return Ok(Caller { name: Some(Arc::clone(&found.name)) });
+        if !found.scopes.contains(&scope) {
+            return Err(Denied::Missing(scope));
         }
-        Err(Denied::Missing(scope))
+        let place = Place::take(&found.under_way, self.max_calls).ok_or(Denied::TooMany)?;
+        Ok(Caller { name: Some(Arc::clone(&found.name)), _place: Some(place) })
     }
 }
 
@@ -173,7 +200,12 @@ fn parse(file: &KeyFile, path: &Path) -> Result<Vec<Key>, KeysError> {
             let hash = decode_hex(&entry.sha256).ok_or_else(|| {
                 invalid(format!("`keys[{i}].sha256` must be 64 hex digits, not the key itself"))
             })?;
-            Ok(Key { name: entry.name.as_str().into(), hash, scopes: entry.scopes.clone() })
+            Ok(Key {
+                name: entry.name.as_str().into(),
+                hash,
+                scopes: entry.scopes.clone(),
+                under_way: Arc::default(),
+            })
         })
         .collect()
 }
@@ -236,6 +268,26 @@ fn write_private(path: &Path, text: &str) -> std::io::Result<()> {
 mod tests {
     use super::*;
 
+    fn open(path: PathBuf) -> Keys {
+        Keys::open(&AuthConfig { keys_file: Some(path), ..AuthConfig::default() }).unwrap()
+    }
+
+    #[test]
+    fn a_key_has_so_many_calls_under_way_and_no_more() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("keys.yaml");
+        let (key, entry) = generate("web", &[Scope::Read]);
+        add_to_file(&path, entry).unwrap();
+        let config =
+            AuthConfig { keys_file: Some(path), max_requests_per_key: 2, ..AuthConfig::default() };
+        let keys = Keys::open(&config).unwrap();
+        let call = || keys.authorize(Some(&key), Scope::Read);
+        let (first, _second) = (call().unwrap(), call().unwrap());
+        assert_eq!(call().unwrap_err(), Denied::TooMany);
+        drop(first);
+        assert!(call().is_ok());
+    }
+
     #[test]
     fn a_key_opens_its_scopes_only_and_the_file_does_not_hold_it() {
         let folder = tempfile::tempdir().unwrap();
@@ -244,7 +296,7 @@ mod tests {
         add_to_file(&path, entry).unwrap();
         assert!(!std::fs::read_to_string(&path).unwrap().contains(&key));
 
-        let keys = Keys::open(Some(path)).unwrap();
+        let keys = open(path);
         assert_eq!(keys.authorize(Some(&key), Scope::Read).unwrap().name.as_deref(), Some("web"));
         let denied = |key: Option<&str>, scope| keys.authorize(key, scope).unwrap_err();
         assert_eq!(denied(Some(&key), Scope::Write), Denied::Missing(Scope::Write));
@@ -258,7 +310,7 @@ mod tests {
         let path = folder.path().join("keys.yaml");
         let (first, entry) = generate("first", &[Scope::Read]);
         add_to_file(&path, entry).unwrap();
-        let keys = Keys::open(Some(path.clone())).unwrap();
+        let keys = open(path.clone());
         let (second, entry) = generate("second", &[Scope::Admin]);
         add_to_file(&path, entry).unwrap();
         assert!(keys.reload_if_changed().unwrap());

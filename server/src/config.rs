@@ -70,11 +70,18 @@ impl Default for ServerConfig {
     }
 }
 
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct AuthConfig {
     pub keys_file: Option<PathBuf>,
     pub public_metrics: bool,
+    pub max_requests_per_key: usize,
+}
+
+impl Default for AuthConfig {
+    fn default() -> Self {
+        Self { keys_file: None, public_metrics: false, max_requests_per_key: 1_024 }
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -269,6 +276,7 @@ impl Config {
         positive("server.max_document_bytes", self.server.max_document_bytes as u64);
         positive("server.max_query_chars", self.server.max_query_chars as u64);
         positive("server.max_embedding_inputs", self.server.max_embedding_inputs as u64);
+        positive("auth.max_requests_per_key", self.auth.max_requests_per_key as u64);
         positive("embedder.queue_texts", self.embedder.queue_texts as u64);
         positive("index.expansion_search", self.index.expansion_search as u64);
         positive("index.snapshot_every", self.index.snapshot_every as u64);

@@ -29,6 +29,9 @@ pub const MAX_FACET_VALUES: usize = 100;
 /// page, as the ranks in both lists make the scores: paging ends where both lists end.
 const FUSION_WINDOW: usize = 300;
 
+/// A request for more embeddings than this does not compete with queries.
+const BULK_TEXTS: usize = 16;
+
 /// A search as the use case takes it: checked and normalised.
 #[derive(Clone, Debug)]
 pub struct Query {
@@ -320,17 +323,34 @@ impl Search {
         Ok(embedding)
     }
 
-    /// Embeds texts as they are, each from the embedding cache when it can.
+    /// Embeds texts as they are: those that the embedding cache has not, in one call.
     pub async fn embed_all(
         &self,
         texts: &[String],
         deadline: Instant,
     ) -> Result<Vec<Embedding>, SearchError> {
-        let embeddings = texts.iter().map(|text| self.embed(text, deadline, false));
-        let all = futures::future::try_join_all(embeddings);
-        tokio::time::timeout_at(deadline.into(), all)
-            .await
-            .unwrap_or(Err(SearchError::DeadlineExceeded))
+        let keys: Vec<_> =
+            texts.iter().map(|text| EmbeddingKey::new(&self.catalog.model, text)).collect();
+        let mut rows = Vec::with_capacity(texts.len());
+        for key in &keys {
+            rows.push(self.embeddings.get(key).await);
+        }
+        let missing: Vec<usize> = (0..rows.len()).filter(|i| rows[*i].is_none()).collect();
+        let count = |result: &str, times: usize| {
+            let counter = self.metrics.cache_requests.with_label_values(&["embeddings", result]);
+            counter.inc_by(times as u64);
+        };
+        count("hit", rows.len() - missing.len());
+        count("miss", missing.len());
+        let class = if missing.len() > BULK_TEXTS { Class::Bulk } else { Class::Interactive };
+        let wanted = missing.iter().map(|i| texts[*i].as_str().into()).collect();
+        let computed = self.embedder.embed(wanted, Urgency { class, deadline }).await?;
+        for (i, embedding) in missing.into_iter().zip(computed) {
+            self.embeddings.put(keys[i], embedding.clone(), self.embeddings_ttl).await;
+            rows[i] = Some(embedding);
+        }
+        let rows: Option<Vec<Embedding>> = rows.into_iter().collect();
+        rows.ok_or_else(|| EmbedError::Failed("too few vectors came back".to_owned()).into())
     }
 
     /// Forgets answers: of a collection, of one query in it, or all, embeddings included.

@@ -56,7 +56,7 @@ pub async fn serve(options: ServeOptions) -> Result<ExitCode, Failure> {
     let config = Config::load(options.config.as_deref(), std::env::vars())?;
     let seeds = options.seed.iter().map(|seed| parse_seed(seed)).collect::<Result<Vec<_>, _>>()?;
     start_logging(&config.log)?;
-    let keys = Keys::open(config.auth.keys_file.clone())?;
+    let keys = Keys::open(&config.auth)?;
     let _lock = lock_data_dir(&config.server.data_dir)?;
     let listener = TcpListener::bind(config.server.listen)
         .await
@@ -112,7 +112,7 @@ pub async fn serve(options: ServeOptions) -> Result<ExitCode, Failure> {
 /// Finds what a server would stumble over at its start, without starting it.
 pub fn check(config: &Config) -> Result<(), Failure> {
     log_filter(&config.log)?;
-    Keys::open(config.auth.keys_file.clone())?;
+    Keys::open(&config.auth)?;
     if let (EmbedderKind::Torch, Some(folder)) = (config.embedder.kind, &config.embedder.model_dir)
         && !folder.join("model.safetensors").exists()
     {

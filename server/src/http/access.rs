@@ -36,7 +36,9 @@ pub async fn authorize(
             caller.name.hash(&mut hasher);
             request.extensions().get::<Peer>().map(|peer| peer.0.ip()).hash(&mut hasher);
             request.extensions_mut().insert(CallerId(hasher.finish()));
-            next.run(request).await
+            let response = next.run(request).await;
+            drop(caller); // until here the call counts as under way
+            response
         }
         Err(problem) => problem.into_response(),
     }

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::trace;
-use crate::auth::{Denied, Scope};
+use crate::auth::Denied;
 use crate::catalog::CatalogError;
 use crate::domain::FieldError;
 use crate::ingest::{IngestError, Interrupted};
@@ -30,6 +30,7 @@ pub const KINDS: &[(&str, StatusCode, &str)] = &[
     ("too-large", StatusCode::PAYLOAD_TOO_LARGE, "The request is too large"),
     ("unsupported-media-type", StatusCode::UNSUPPORTED_MEDIA_TYPE, "The content type is unknown"),
     ("invalid", StatusCode::UNPROCESSABLE_ENTITY, "A field is not acceptable"),
+    ("too-many-requests", StatusCode::TOO_MANY_REQUESTS, "The API key has too many requests"),
     ("internal", StatusCode::INTERNAL_SERVER_ERROR, "The server failed"),
     ("overloaded", StatusCode::SERVICE_UNAVAILABLE, "The server has too much to do"),
     ("not-ready", StatusCode::SERVICE_UNAVAILABLE, "The server is not ready"),
@@ -154,9 +155,13 @@ impl From<Denied> for Problem {
                 Self::new("unauthenticated", "send a known API key as `Authorization: Bearer KEY`")
             }
             Denied::Missing(scope) => {
-                let scope: Scope = scope;
                 Self::new("forbidden", format!("the API key has no scope {:?}", scope.as_str()))
             }
+            Denied::TooMany => Self::new(
+                "too-many-requests",
+                "the API key has as many requests under way as it may",
+            )
+            .retry_after(Duration::from_secs(1)),
         }
     }
 }

@@ -16,7 +16,7 @@ use sextant_server::adapters::embedder::hash::HashEmbedder;
 use sextant_server::adapters::index::local::{LocalIndex, Options};
 use sextant_server::auth::Keys;
 use sextant_server::catalog::Catalog;
-use sextant_server::config::Config;
+use sextant_server::config::{AuthConfig, Config};
 use sextant_server::http::{AppState, Services, router};
 use sextant_server::ingest::Ingest;
 use sextant_server::metrics::Metrics;
@@ -148,7 +148,8 @@ impl TestApp {
     pub async fn with(setup: Setup) -> Self {
         let folder = setup.folder.unwrap_or_else(|| Arc::new(tempfile::tempdir().unwrap()));
         let metrics = Arc::new(Metrics::new());
-        let keys = Keys::open(setup.keys).unwrap();
+        let auth = AuthConfig { keys_file: setup.keys, ..AuthConfig::default() };
+        let keys = Keys::open(&auth).unwrap();
         let state = AppState::new(setup.config.server.clone(), false, keys, Arc::clone(&metrics));
         let embedder = Arc::new(GatedEmbedder::new(setup.dimension.unwrap_or(32)));
         let database = folder.path().join("documents.db");
