@@ -49,7 +49,7 @@ build: setup ## Build the server
 run: build ## Set up, build and serve http://127.0.0.1:PORT with the sample documents
 	@exec $(SERVER) serve --seed exercises=deploy/samples/exercises.ndjson
 
-test: setup ## All tests; they need chromium and chromedriver
+test: build ## All tests; they need chromium and chromedriver
 	$(SETUP) browser
 	@cargo test $(CARGO_ARGS) --workspace
 
@@ -75,7 +75,7 @@ openapi: build ## Write docs/openapi.json
 generated: build ## Is docs/openapi.json what the server says?
 	@$(SERVER) openapi | diff -u docs/openapi.json - || { echo 'docs/openapi.json is not up to date: make openapi' >&2; exit 1; }
 
-bench: setup ## Benchmarks: make bench ARGS='--help'
+bench: build ## Benchmarks: make bench ARGS='--help'
 	@cargo run $(CARGO_ARGS) -p sextant-tests --bin bench -- $(ARGS)
 
 clean: ## Remove what was built; libtorch, the model and the data stay

@@ -109,7 +109,13 @@ impl Catalog {
         }
         // Only now, as the index comes from the disk, is what it has known to be durable.
         self.store.forget_deletions(open.id, durable).await?;
-        self.replay(&open, durable, &mut indexed).await?;
+        if let Err(CatalogError::Index(error)) = self.replay(&open, durable, &mut indexed).await {
+            self.metrics.background_failures.with_label_values(&["index"]).inc();
+            warn!(collection = %open.name, %error, "the index cannot be brought up to date, making it anew");
+            self.index.drop_collection(open.id).await?;
+            let empty = self.index.open(&open.description()).await?;
+            self.replay(&open, empty, &mut indexed).await?;
+        }
         drop(indexed);
         self.set_document_metric(&open);
         let mut all = self.open.write().unwrap_or_else(PoisonError::into_inner);

@@ -58,7 +58,7 @@ impl Default for ServerConfig {
             request_timeout_ms: 10_000,
             drain_delay_ms: 0,
             drain_timeout_ms: 20_000,
-            header_timeout_ms: 10_000,
+            header_timeout_ms: 75_000,
             max_connections: 4_096,
             max_body_bytes: 1 << 20,
             max_import_bytes: 4 << 30,

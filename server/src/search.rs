@@ -29,6 +29,8 @@ pub const MAX_FACET_VALUES: usize = 100;
 /// page, as the ranks in both lists make the scores: paging ends where both lists end.
 const FUSION_WINDOW: usize = 300;
 
+/// Share of the time to its deadline that a search may wait for its embedding.
+const EMBED_SHARE: f64 = 0.8;
 /// A request for more embeddings than this does not compete with queries.
 const BULK_TEXTS: usize = 16;
 
@@ -171,7 +173,7 @@ impl Search {
         // Read before the index is: an answer made while a write goes on is then kept under the
         // generation before that write and never given after it.
         let generation = collection.generation();
-        let key = key::result_key(collection, generation, &self.catalog.model, query);
+        let key = key::result_key(collection.id, generation, &self.catalog.model, query);
         let mut timings = Timings::default();
         let compute = self.compute(collection, generation, query, &mut timings);
         let computed = async {
@@ -194,7 +196,7 @@ impl Search {
 
     /// Identifies the answer that a query has now, without making it.
     pub fn tag(&self, collection: &OpenCollection, query: &Query) -> [u8; 16] {
-        key::result_key(collection, collection.generation(), &self.catalog.model, query).tag()
+        key::result_key(collection.id, collection.generation(), &self.catalog.model, query).tag()
     }
 
     async fn compute(
@@ -303,6 +305,10 @@ impl Search {
     ) -> Result<Embedding, SearchError> {
         let key = EmbeddingKey::new(&self.catalog.model, text);
         let compute = async {
+            // The rest of the time is for what comes after the embedding.
+            let now = Instant::now();
+            let left = deadline.saturating_duration_since(now);
+            let deadline = now + left.mul_f64(EMBED_SHARE);
             let urgency = Urgency { class: Class::Interactive, deadline };
             let mut rows = self.embedder.embed(vec![text.into()], urgency).await?;
             rows.pop().ok_or_else(|| EmbedError::Failed("no vector came back".to_owned()))

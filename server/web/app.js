@@ -121,7 +121,7 @@ async function search({ append = false } = {}) {
   const { query, mode } = state;
   const body = { query, mode, limit: PAGE_SIZE, snippet: true, filter: filter() };
   if (append) body.cursor = answer.cursor;
-  else if (facetFields().length) body.facets = facetFields();
+  if (facetFields().length) body.facets = facetFields(); // of every page: a cursor is for one search
   try {
     const { data, timing } = await api(endpoint('search'), { body, signal: current.signal });
     if (current === pending) showAnswer(data, timing, performance.now() - started, append);

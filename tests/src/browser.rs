@@ -1,4 +1,4 @@
-//! A headless Chromium, led by chromedriver over the WebDriver protocol.
+//! A headless Chromium, led by chromedriver over the `WebDriver` protocol.
 
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -54,7 +54,7 @@ impl Browser {
         browser
     }
 
-    /// A command of the Chrome DevTools protocol.
+    /// A command of the Chrome `DevTools` protocol.
     pub async fn devtools(&self, command: &str, parameters: &Value) -> Value {
         let body = json!({"cmd": command, "params": parameters});
         self.extras.post("/goog/cdp/execute", &body).await.ok()["value"].take()
@@ -171,6 +171,7 @@ fn capabilities(profile: &Path, width: u32, height: u32) -> Map<String, Value> {
         "--no-proxy-server".to_owned(),
         // Whatever tries to reach another machine fails and is complained about.
         "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1".to_owned(),
+        "--hide-scrollbars".to_owned(),
         "--force-device-scale-factor=1".to_owned(),
         format!("--window-size={width},{height}"),
         format!("--user-data-dir={}", profile.join("profile").display()),

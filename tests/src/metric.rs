@@ -1,6 +1,6 @@
 //! Quality of a ranking.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 
 /// nDCG@k with gain `2^grade - 1` and discount `log2(place + 1)`, the ideal ranking made of all
 /// judged documents; `None` when no document is relevant.
@@ -8,7 +8,7 @@ use std::collections::HashMap;
 /// # Source
 /// Burges et al. 2005, "Learning to rank using gradient descent", for the gain; Järvelin and
 /// Kekäläinen 2002, "Cumulated gain-based evaluation of IR techniques", for the measure.
-pub fn ndcg(ranking: &[String], grades: &HashMap<String, u32>, k: usize) -> Option<f64> {
+pub fn ndcg(ranking: &[String], grades: &BTreeMap<String, u32>, k: usize) -> Option<f64> {
     let dcg = |grades: &mut dyn Iterator<Item = u32>| -> f64 {
         let discounted = |(i, grade)| (f64::from(grade).exp2() - 1.0) / (i as f64 + 2.0).log2();
         grades.take(k).enumerate().map(discounted).sum()
@@ -24,7 +24,7 @@ pub fn ndcg(ranking: &[String], grades: &HashMap<String, u32>, k: usize) -> Opti
 mod tests {
     use super::*;
 
-    fn grades(pairs: &[(&str, u32)]) -> HashMap<String, u32> {
+    fn grades(pairs: &[(&str, u32)]) -> BTreeMap<String, u32> {
         pairs.iter().map(|(id, grade)| ((*id).to_owned(), *grade)).collect()
     }
 

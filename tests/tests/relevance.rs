@@ -1,7 +1,7 @@
 //! How good the rankings of the sample catalogue are, judged by hand.
 #![allow(clippy::unwrap_used, reason = "test code")]
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 
 use serde::Deserialize;
 use serde_json::json;
@@ -19,7 +19,7 @@ struct Judged {
 struct JudgedQuery {
     query: String,
     /// Grades of the relevant documents: 1 somewhat, 2 well, 3 very well.
-    relevant: HashMap<String, u32>,
+    relevant: BTreeMap<String, u32>,
 }
 
 #[tokio::test]
@@ -33,7 +33,7 @@ async fn the_sample_queries_find_what_people_judged_relevant() {
     for id in judged.queries.iter().flat_map(|query| query.relevant.keys()) {
         assert!(known.iter().any(|document| document["id"] == **id), "{id} is not in the samples");
     }
-    let mut means = HashMap::new();
+    let mut means = BTreeMap::new();
     for mode in ["dense", "lexical", "hybrid"] {
         let mut sum = 0.0;
         for judged in &judged.queries {
@@ -48,7 +48,7 @@ async fn the_sample_queries_find_what_people_judged_relevant() {
         means.insert(mode, mean);
     }
     // A little below what was measured; rankings do not depend on chance.
-    for (mode, floor) in [("dense", 0.0), ("lexical", 0.0), ("hybrid", 0.0)] {
+    for (mode, floor) in [("dense", 0.39), ("lexical", 0.21), ("hybrid", 0.34)] {
         assert!(means[mode] > floor, "{mode}: {:.4} is not above {floor}", means[mode]);
     }
     assert!(means["hybrid"] > means["lexical"], "{means:?}");

@@ -1,5 +1,6 @@
 //! `sextant-server import`: reads a file, sends it in parts, goes on where an earlier run ended.
 
+use std::fmt::Write;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, UNIX_EPOCH};
@@ -11,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::Failure;
-use super::client::{Client, ClientOptions};
+use super::client::{Client, ClientOptions, Refused};
 use crate::ingest::CHUNK;
 use crate::split::{Format, Splitter};
 
@@ -77,8 +78,9 @@ pub async fn import(options: ImportOptions) -> Result<(), Failure> {
     let batches = batches(reader, done, bar.clone());
     let sent = stream::iter(batches)
         .map(|batch| async {
-            let Batch { lines, documents, read } = batch?;
-            let answer = client.upsert(&options.collection, lines).await?;
+            let Batch { lines, first, documents, read } = batch?;
+            let answer = client.upsert(&options.collection, lines).await;
+            let answer = answer.map_err(|error| counted_from_the_start(error, first))?;
             Ok::<_, Failure>((answer, documents, read))
         })
         .buffered(IN_FLIGHT);
@@ -128,6 +130,8 @@ pub async fn import(options: ImportOptions) -> Result<(), Failure> {
 
 struct Batch {
     lines: Vec<u8>,
+    /// Place of the first document in the file.
+    first: usize,
     documents: usize,
     /// Bytes of the file up to here.
     read: u64,
@@ -141,7 +145,7 @@ fn batches(
 ) -> impl Iterator<Item = Result<Batch, Failure>> + Send {
     let mut splitter = None;
     let mut pending: Vec<Vec<u8>> = Vec::new();
-    let (mut seen, mut read, mut ended) = (0_usize, 0_u64, false);
+    let (mut seen, mut sent, mut read, mut ended) = (0_usize, skip, 0_u64, false);
     let mut buffer = vec![0_u8; READ_BYTES];
     std::iter::from_fn(move || {
         while pending.len() < BATCH && !ended {
@@ -192,8 +196,35 @@ fn batches(
             lines.append(&mut piece);
             lines.push(b'\n');
         }
-        Some(Ok(Batch { lines, documents, read }))
+        sent += documents;
+        Some(Ok(Batch { lines, first: sent - documents, documents, read }))
     })
+}
+
+/// The server names documents by their place in the request, as in `[7].name`; people look for the
+/// place in the file.
+fn counted_from_the_start(error: Failure, first: usize) -> Failure {
+    match error.downcast::<Refused>() {
+        Ok(refused) => Box::new(Refused { detail: shifted(&refused.detail, first), ..*refused }),
+        Err(error) => error,
+    }
+}
+
+/// Adds to the numbers in brackets that begin a path; those after a name are of the document.
+fn shifted(detail: &str, first: usize) -> String {
+    let mut parts = detail.split('[');
+    let mut text = parts.next().unwrap_or_default().to_owned();
+    for part in parts {
+        let begins = text.ends_with(['`', ' ']);
+        text.push('[');
+        match part.split_once(']') {
+            Some((place, rest)) if begins && let Ok(place) = place.parse::<usize>() => {
+                let _ = write!(text, "{}]{rest}", first + place); // a String takes it all
+            }
+            _ => text.push_str(part),
+        }
+    }
+    text
 }
 
 fn progress_bar(size: Option<u64>) -> ProgressBar {
@@ -270,6 +301,13 @@ mod tests {
             (vec![1], "{\"id\":\"b\"}\n".to_owned())
         );
         assert_eq!(read("", 0), (vec![], String::new()));
+    }
+
+    #[test]
+    fn places_are_counted_from_the_start_of_the_file() {
+        assert_eq!(shifted("`[7].id` must be a string", 2048), "`[2055].id` must be a string");
+        assert_eq!(shifted("document [7] is not JSON: [x", 10), "document [17] is not JSON: [x");
+        assert_eq!(shifted("2 faults\n  [0].a[1]: no", 5), "2 faults\n  [5].a[1]: no");
     }
 
     #[test]

@@ -100,6 +100,7 @@ impl Problem {
 
     pub fn deadline_exceeded() -> Self {
         Self::new("deadline-exceeded", "the request was not done before its deadline")
+            .retry_after(Duration::from_secs(1))
     }
 
     /// Rounded up to whole seconds, as the header wants it.

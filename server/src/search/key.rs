@@ -4,7 +4,6 @@ use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 
 use super::Query;
-use crate::catalog::OpenCollection;
 use crate::domain::fusion::Scored;
 use crate::domain::{EmbeddingVersion, Key};
 
@@ -28,13 +27,13 @@ impl ResultKey {
 }
 
 pub fn result_key(
-    collection: &OpenCollection,
+    collection: i64,
     generation: i64,
     model: &EmbeddingVersion,
     query: &Query,
 ) -> ResultKey {
     let mut hasher = Fields::new();
-    hasher.field(&collection.id.to_le_bytes());
+    hasher.field(&collection.to_le_bytes());
     hasher.field(&generation.to_le_bytes());
     hasher.field(model.hash.as_bytes());
     hash_question(&mut hasher, query);
@@ -42,7 +41,10 @@ pub fn result_key(
     let cursor = query.cursor.as_ref().map(Cursor::encode);
     hasher.optional(cursor.as_deref().map(str::as_bytes));
     hasher.field(&[u8::from(query.snippet), u8::from(query.explain)]);
-    ResultKey { collection: collection.id, query: query_hash(&query.text), hash: hasher.finish() }
+    for facet in &query.facets {
+        hasher.field(facet.as_bytes());
+    }
+    ResultKey { collection, query: query_hash(&query.text), hash: hasher.finish() }
 }
 
 /// What decides the ranking: the same for all pages of a search.
@@ -52,10 +54,6 @@ fn hash_question(hasher: &mut Fields, query: &Query) {
     let filter = query.filter.as_ref().and_then(|filter| serde_json::to_vec(&**filter).ok());
     hasher.optional(filter.as_deref());
     hasher.optional(query.min_score.map(f32::to_le_bytes).as_ref().map(<[u8; 4]>::as_slice));
-    hasher.field(&query.facets.len().to_le_bytes());
-    for facet in &query.facets {
-        hasher.field(facet.as_bytes());
-    }
     hasher.field(query.scope.as_bytes());
 }
 
@@ -77,27 +75,28 @@ impl EmbeddingKey {
 }
 
 /// Hashes a sequence of fields, each with its length, so that no two sequences run together.
-struct Fields(blake3::Hasher);
+struct Fields(Vec<u8>);
 
 impl Fields {
     fn new() -> Self {
-        let mut hasher = blake3::Hasher::new();
-        hasher.update(&[ANSWER_VERSION]);
-        Self(hasher)
+        let mut bytes = Vec::with_capacity(512);
+        bytes.push(ANSWER_VERSION);
+        Self(bytes)
     }
 
     fn field(&mut self, bytes: &[u8]) {
-        self.0.update(&bytes.len().to_le_bytes());
-        self.0.update(bytes);
+        self.0.extend_from_slice(&bytes.len().to_le_bytes());
+        self.0.extend_from_slice(bytes);
     }
 
     fn optional(&mut self, bytes: Option<&[u8]>) {
-        self.0.update(&[u8::from(bytes.is_some())]);
+        self.0.push(u8::from(bytes.is_some()));
         self.field(bytes.unwrap_or_default());
     }
 
+    /// Hashed at once, which for short inputs is several times quicker than bit by bit.
     fn finish(self) -> [u8; 16] {
-        let hash = self.0.finalize();
+        let hash = blake3::hash(&self.0);
         std::array::from_fn(|i| hash.as_bytes()[i])
     }
 }
@@ -118,9 +117,7 @@ pub struct Cursor {
 pub enum CursorError {
     #[error("is not a cursor of this server")]
     Malformed,
-    #[error(
-        "belongs to another search: query, mode, filter, min_score and facets must be the same"
-    )]
+    #[error("belongs to another search: query, mode, filter and min_score must be the same")]
     OtherSearch,
 }
 
@@ -178,6 +175,7 @@ mod tests {
     use super::*;
     use crate::domain::Mode;
     use proptest::prelude::*;
+    use std::collections::HashSet;
     use std::sync::Arc;
     use std::time::Instant;
 
@@ -208,12 +206,28 @@ mod tests {
             Query { facets: vec!["level".into()], ..base.clone() },
             Query { facets: vec!["lev".into(), "el".into()], ..base.clone() },
             Query { scope: "admin", ..base.clone() },
+            Query { limit: 11, ..base.clone() },
+            Query { snippet: true, ..base.clone() },
+            Query { explain: true, ..base.clone() },
+            Query {
+                cursor: Some(Cursor::after(&Scored { key: 1, score: 0.5 }, 10, &base)),
+                ..base.clone()
+            },
             Query { filter: Some(Arc::default()), ..base.clone() },
         ];
-        let mut hashes: Vec<_> = others.iter().chain([&base]).map(question).collect();
-        hashes.sort_unstable();
-        hashes.dedup();
-        assert_eq!(hashes.len(), others.len() + 1);
+        let model = EmbeddingVersion {
+            model: "test".into(),
+            date: "2026-11-23".into(),
+            hash: "00".into(),
+            dimension: 2,
+        };
+        let key = |query| result_key(1, 1, &model, query);
+        let mut keys: HashSet<_> = others.iter().chain([&base]).map(key).collect();
+        assert_eq!(keys.len(), others.len() + 1);
+        keys.extend([result_key(2, 1, &model, &base), result_key(1, 2, &model, &base)]);
+        let other_model = EmbeddingVersion { hash: "01".into(), ..model.clone() };
+        keys.insert(result_key(1, 1, &other_model, &base));
+        assert_eq!(keys.len(), others.len() + 4);
     }
 
     #[test]

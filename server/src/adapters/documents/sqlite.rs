@@ -13,7 +13,7 @@ use sqlx::sqlite::{
     SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteRow,
     SqliteSynchronous,
 };
-use sqlx::{Row, SqliteConnection};
+use sqlx::{Connection, Row, SqliteConnection};
 
 use crate::domain::{Collection, CollectionName, EmbeddingVersion, Key, Schema};
 use crate::ports::{
@@ -43,10 +43,26 @@ impl SqliteStore {
             .synchronous(SqliteSynchronous::Full)
             .foreign_keys(true)
             .busy_timeout(BUSY_TIMEOUT);
-        let pool =
-            |size| SqlitePoolOptions::new().max_connections(size).acquire_timeout(BUSY_TIMEOUT);
-        let writer =
-            pool(1).connect_with(options.clone()).await.map_err(failed("open the documents"))?;
+        // A file does not go away as a server does, so connections are not tried before each use.
+        let pool = |size| {
+            SqlitePoolOptions::new()
+                .max_connections(size)
+                .acquire_timeout(BUSY_TIMEOUT)
+                .test_before_acquire(false)
+        };
+        // After an I/O error SQLite has ended the transaction by itself, so its rollback fails and
+        // the connection is taken to be inside it for ever: later commits would only release
+        // savepoints and never reach the file. Such a connection is replaced.
+        let writer = pool(1)
+            .after_release(|connection, _| {
+                Box::pin(async move {
+                    connection.ping().await?; // after a rollback that is under way
+                    Ok(!connection.is_in_transaction())
+                })
+            })
+            .connect_with(options.clone())
+            .await
+            .map_err(failed("open the documents"))?;
         sqlx::migrate!("migrations/sqlite")
             .run(&writer)
             .await

@@ -2,18 +2,42 @@
 
 use std::fs;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use sextant_server::adapters::index::local::{LocalIndex, Options};
 
 use super::*;
 
+/// A temporary folder that is gone at the end also when an index that was dropped like in a crash
+/// still ends a merge in it.
+struct Folder(tempfile::TempDir);
+
+impl Folder {
+    fn new() -> Self {
+        Self(tempfile::tempdir().unwrap())
+    }
+
+    fn path(&self) -> &Path {
+        self.0.path()
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let until = Instant::now() + Duration::from_secs(5);
+        while fs::remove_dir_all(self.path()).is_err() && Instant::now() < until {
+            std::thread::yield_now();
+        }
+    }
+}
+
 struct LocalPlace {
-    folder: tempfile::TempDir,
+    folder: Folder,
 }
 
 impl LocalPlace {
     fn new() -> Self {
-        Self { folder: tempfile::tempdir().unwrap() }
+        Self { folder: Folder::new() }
     }
 }
 
@@ -41,9 +65,9 @@ index_contract!(with_one_writer_and_frequent_snapshots, FewWriters(LocalPlace::n
 
 /// Copies a folder as it is at one moment, as a crash would leave it: once more from the start
 /// when a merge in the background removed or added files meanwhile.
-fn crash(from: &Path) -> tempfile::TempDir {
+fn crash(from: &Path) -> Folder {
     loop {
-        let to = tempfile::tempdir().unwrap();
+        let to = Folder::new();
         let before = list(from);
         if copy(from, to.path()).is_ok() && list(from) == before && list(to.path()) == before {
             return to;

@@ -141,6 +141,9 @@ impl Text {
             .memory_budget_per_thread(self.writer_memory_bytes)
             .build();
         let writer: Writer = self.index.writer_with_options(options).map_err(failed("change"))?;
+        // A commit that was cut off leaves files behind, and the replay of its changes would fail
+        // on writing files of the same names.
+        writer.garbage_collect_files().wait().map_err(failed("change"))?;
         let mut merges = LogMergePolicy::default();
         merges.set_del_docs_ratio_before_merge(DELETED_BEFORE_MERGE);
         writer.set_merge_policy(Box::new(merges));
