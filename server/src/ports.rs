@@ -37,6 +37,14 @@ pub trait Embedder: Send + Sync + 'static {
         urgency: Urgency,
     ) -> Result<Vec<Embedding>, EmbedError>;
 
+    /// Whether a text would be taken now. Cheap: under overload most requests end here.
+    ///
+    /// # Errors
+    /// Those that `embed` would answer with at once.
+    fn admit(&self, _urgency: Urgency) -> Result<(), EmbedError> {
+        Ok(())
+    }
+
     /// Whether the embedder can embed now; the reason when it cannot.
     fn health(&self) -> Result<(), String>;
 

@@ -174,6 +174,12 @@ impl Search {
         // generation before that write and never given after it.
         let generation = collection.generation();
         let key = key::result_key(collection.id, generation, &self.catalog.model, query);
+        if !query.no_cache
+            && let Some(answer) = self.results.get(&key).await
+        {
+            return Ok(self.found(answer, CacheStatus::Hit, Timings::default(), started));
+        }
+        self.admit(query).await?;
         let mut timings = Timings::default();
         let compute = self.compute(collection, generation, query, &mut timings);
         let computed = async {
@@ -184,14 +190,36 @@ impl Search {
             }
             self.results.get_or_compute(key, self.results_ttl, compute).await
         };
-        // Answers from the cache come at the first poll; only the others need a timer.
         let (answer, status) = tokio::time::timeout_at(query.deadline.into(), computed)
             .await
             .unwrap_or(Err(SearchError::DeadlineExceeded))?;
+        Ok(self.found(answer, status, timings, started))
+    }
+
+    fn found(
+        &self,
+        answer: Answer,
+        status: CacheStatus,
+        mut timings: Timings,
+        started: Instant,
+    ) -> Found {
         self.metrics.cache_requests.with_label_values(&["results", status.as_str()]).inc();
         timings.total = started.elapsed();
         self.observe(&timings, status);
-        Ok(Found { answer, status, timings })
+        Found { answer, status, timings }
+    }
+
+    /// Refuses a search whose text would have to be embedded when the embedder cannot take it,
+    /// before anything is set up for it: under overload this is most of the work.
+    async fn admit(&self, query: &Query) -> Result<(), EmbedError> {
+        if !query.mode.uses_vectors() {
+            return Ok(());
+        }
+        let key = EmbeddingKey::new(&self.catalog.model, &query.text);
+        if !query.no_cache && self.embeddings.get(&key).await.is_some() {
+            return Ok(());
+        }
+        self.embedder.admit(interactive(query.deadline))
     }
 
     /// Identifies the answer that a query has now, without making it.
@@ -305,12 +333,7 @@ impl Search {
     ) -> Result<Embedding, SearchError> {
         let key = EmbeddingKey::new(&self.catalog.model, text);
         let compute = async {
-            // The rest of the time is for what comes after the embedding.
-            let now = Instant::now();
-            let left = deadline.saturating_duration_since(now);
-            let deadline = now + left.mul_f64(EMBED_SHARE);
-            let urgency = Urgency { class: Class::Interactive, deadline };
-            let mut rows = self.embedder.embed(vec![text.into()], urgency).await?;
+            let mut rows = self.embedder.embed(vec![text.into()], interactive(deadline)).await?;
             rows.pop().ok_or_else(|| EmbedError::Failed("no vector came back".to_owned()))
         };
         let result = if no_cache {
@@ -410,6 +433,14 @@ impl Search {
         let stage = if status == CacheStatus::Coalesced { "wait" } else { "cache" };
         self.metrics.search_stage.with_label_values(&[stage]).observe(rest.as_secs_f64());
     }
+}
+
+/// How soon a search with this deadline needs its embedding: the rest of the time is for what
+/// comes after.
+fn interactive(deadline: Instant) -> Urgency {
+    let now = Instant::now();
+    let left = deadline.saturating_duration_since(now);
+    Urgency { class: Class::Interactive, deadline: now + left.mul_f64(EMBED_SHARE) }
 }
 
 /// What to forget.

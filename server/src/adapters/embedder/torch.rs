@@ -34,9 +34,6 @@ const CPU_BATCH_TOKENS: usize = 512;
 const CUDA_BATCH_TOKENS: usize = 16_384;
 /// Every distinct length costs an attention call a layer; on a GPU that is a launch.
 const CUDA_BATCH_LENGTHS: usize = 32;
-/// Texts of this many bytes together are tokenized in place: handing them to another thread costs
-/// as much.
-const INLINE_BYTES: usize = 256;
 /// Every text has the two special tokens.
 const LEAST_TOKENS: usize = 2;
 /// Close to what one core does, until the warm-up has measured it.
@@ -164,15 +161,12 @@ impl TorchEmbedder {
     }
 
     async fn tokens(&self, texts: Vec<Arc<str>>) -> Result<Vec<Tokens>, EmbedError> {
-        let short = texts.iter().map(|text| text.len()).sum::<usize>() <= INLINE_BYTES;
         let tokenizer = Arc::clone(&self.tokenizer);
         let tokenize = move || texts.iter().map(|text| tokenizer.tokens(text)).collect();
-        let tokens: Result<Vec<Tokens>, String> = if short {
-            tokenize()
-        } else {
-            let _permit = self.tokenizing.acquire().await.map_err(|_| EmbedError::Stopped)?;
-            tokio::task::spawn_blocking(tokenize).await.map_err(|_| EmbedError::Stopped)?
-        };
+        let _permit = self.tokenizing.acquire().await.map_err(|_| EmbedError::Stopped)?;
+        // Not on an async thread: a long list would keep cached answers waiting.
+        let tokens: Result<Vec<Tokens>, String> =
+            tokio::task::spawn_blocking(tokenize).await.map_err(|_| EmbedError::Stopped)?;
         tokens.map_err(EmbedError::Failed)
     }
 
@@ -181,7 +175,7 @@ impl TorchEmbedder {
         texts: Vec<Arc<str>>,
         urgency: Urgency,
     ) -> Result<Vec<Embedding>, EmbedError> {
-        // Before the work of tokenizing: under overload most calls end here.
+        // Before the work of tokenizing.
         self.pool.admit(texts.len(), texts.len() * LEAST_TOKENS, urgency)?;
         let tokens = self.tokens(texts).await?;
         let ids = tokens.iter().map(|tokens| Arc::clone(&tokens.ids)).collect();
@@ -213,6 +207,10 @@ impl Embedder for TorchEmbedder {
         timeout_at(urgency.deadline.into(), self.embed_now(texts, urgency))
             .await
             .unwrap_or(Err(EmbedError::DeadlineExceeded))
+    }
+
+    fn admit(&self, urgency: Urgency) -> Result<(), EmbedError> {
+        self.pool.admit(1, LEAST_TOKENS, urgency)
     }
 
     fn health(&self) -> Result<(), String> {

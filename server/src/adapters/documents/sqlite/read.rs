@@ -72,9 +72,10 @@ pub async fn fetch(
     collection: i64,
     keys: &[Key],
 ) -> Result<Vec<Option<StoredDocument>>, sqlx::Error> {
+    // The plus keeps SQLite from going through all documents of the collection to find the keys.
     let rows = sqlx::query(
         "SELECT * FROM documents
-         WHERE key IN (SELECT value FROM json_each(?)) AND collection = ?",
+         WHERE key IN (SELECT value FROM json_each(?)) AND +collection = ?",
     )
     .bind(to_json(&keys)?)
     .bind(collection)

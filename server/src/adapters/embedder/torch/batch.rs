@@ -25,6 +25,9 @@ const MIN_SHARE: usize = 128;
 const LOOKAHEAD: usize = 64;
 /// How often a refusal may look through the whole queue for texts that nobody wants any more.
 const SWEEP_EVERY: Duration = Duration::from_millis(100);
+/// How much longer than by the measured speed a text may take: refusing and answering others take
+/// time of the same CPUs, and what is admitted should not come too late.
+const CAUTION: f64 = 1.25;
 const MIN_RETRY: Duration = Duration::from_millis(10);
 const MAX_RETRY: Duration = Duration::from_mins(1);
 
@@ -224,12 +227,13 @@ impl<W: Waiter> Queue<W> {
         let finish = |tokens: usize| {
             // The workers' batches end one after the other: the last of them may be a whole one.
             let last = self.speed.seconds(tokens.min(self.limits.batch_tokens));
-            tokens as f64 / (per_second * share) + last
+            (tokens as f64 / (per_second * share) + last) * CAUTION
         };
         let left = |deadline: Instant| deadline.saturating_duration_since(now).as_secs_f64();
-        let mut before = self.running_tokens + ahead;
         let mine = (urgency.deadline, self.next);
-        before += line.order.range(..mine).map(|(_, tokens)| tokens).sum::<usize>();
+        // Counted from the end: calls mostly come in the order of their deadlines.
+        let behind = line.order.range(mine..).map(|(_, tokens)| tokens).sum::<usize>();
+        let mut before = self.running_tokens + ahead + line.tokens - behind;
         let late = finish(before + tokens) - left(urgency.deadline);
         if late > 0.0 {
             return late;
