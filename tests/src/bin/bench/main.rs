@@ -41,6 +41,9 @@ struct Options {
     /// Where the model runs: auto, cpu or cuda:N.
     #[arg(long, global = true, default_value = "auto")]
     device: String,
+    /// Threads that run the model; 0 for one per CPU.
+    #[arg(long, global = true, default_value_t = 0)]
+    workers: usize,
 }
 
 #[derive(Subcommand)]

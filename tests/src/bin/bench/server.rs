@@ -60,8 +60,10 @@ impl Server {
 
 /// The real model, and no log that costs time.
 pub fn settings(options: &Options) -> sextant_tests::Options {
-    let device = &options.device;
-    sextant_tests::Options::model().set("embedder.device", device).set("log.level", "warn")
+    sextant_tests::Options::model()
+        .set("embedder.device", &options.device)
+        .set("embedder.workers", &options.workers.to_string())
+        .set("log.level", "warn")
 }
 
 pub fn search_path(collection: &str) -> String {

@@ -157,22 +157,23 @@ fn a_refusal_tells_when_there_is_room_again() {
 fn what_could_not_be_ready_in_time_is_refused_at_once() {
     let mut bench = Bench::new(limits());
     for _ in 0..4 {
-        bench.push_until(Class::Interactive, 250, 1_600).unwrap();
+        bench.push_until(Class::Interactive, 250, 1_900).unwrap();
     }
-    // Behind the others it takes 1.25 s, the last batch up to 0.512 s longer.
+    // Behind the others it takes 1.25 s, the last batch up to 0.512 s longer, and a quarter for
+    // caution: 2.2 s.
     assert!(matches!(
-        bench.push_until(Class::Interactive, 250, 1_700),
+        bench.push_until(Class::Interactive, 250, 2_100),
         Err(Refusal::Overloaded { .. })
     ));
-    assert!(bench.push_until(Class::Interactive, 250, 1_800).is_ok());
+    assert!(bench.push_until(Class::Interactive, 250, 2_300).is_ok());
 }
 
 #[test]
 fn an_urgent_text_is_refused_when_one_admitted_before_would_be_late_by_it() {
     let mut bench = Bench::new(limits());
-    bench.push_until(Class::Interactive, 250, 600).unwrap();
-    bench.push_until(Class::Interactive, 250, 1_100).unwrap();
-    assert!(bench.push_until(Class::Interactive, 250, 590).is_err());
+    bench.push_until(Class::Interactive, 250, 650).unwrap();
+    bench.push_until(Class::Interactive, 250, 1_300).unwrap();
+    assert!(bench.push_until(Class::Interactive, 250, 640).is_err());
     assert!(bench.push_until(Class::Interactive, 250, 60_000).is_ok());
 }
 
