@@ -14,8 +14,8 @@ use crate::catalog::{Catalog, CatalogError, OpenCollection};
 use crate::domain::{Document, FieldError, Schema};
 use crate::metrics::Metrics;
 use crate::ports::{
-    Changes, Class, Committed, DocumentWrite, EmbedError, Embedder, IndexedDocument, StoreError,
-    Urgency,
+    Changes, Class, Committed, DocumentWrite, EmbedError, Embedder, Embedding, IndexedDocument,
+    StoreError, Urgency,
 };
 
 /// Documents that are embedded, committed and indexed together.
@@ -204,10 +204,7 @@ impl Ingest {
     }
 
     /// Embeds in bulk. A full queue is waited for: the input is only read as fast as it is written.
-    async fn embed(
-        &self,
-        texts: Vec<Arc<str>>,
-    ) -> Result<Vec<crate::ports::Embedding>, EmbedError> {
+    async fn embed(&self, texts: Vec<Arc<str>>) -> Result<Vec<Embedding>, EmbedError> {
         if texts.is_empty() {
             return Ok(Vec::new());
         }

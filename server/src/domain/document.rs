@@ -64,10 +64,7 @@ pub struct Document {
 impl Document {
     /// Takes a JSON object apart. `path` is the object's place in the input, for the messages.
     pub fn parse(value: serde_json::Value, path: &str) -> Result<Self, Vec<FieldError>> {
-        let at = |field: &str| match path {
-            "" => field.to_owned(),
-            path => format!("{path}.{field}"),
-        };
+        let at = |field: &str| place(path, field);
         let serde_json::Value::Object(object) = value else {
             return Err(vec![FieldError::new(path, "must be a JSON object")]);
         };
@@ -128,10 +125,7 @@ impl Document {
     /// Checks the document against the schema, adding attributes seen for the first time to it.
     /// On faults the schema is unchanged.
     pub fn admit(&self, schema: &mut Schema, path: &str) -> Result<(), Vec<FieldError>> {
-        let at = |field: &str| match path {
-            "" => field.to_owned(),
-            path => format!("{path}.{field}"),
-        };
+        let at = |field: &str| place(path, field);
         let mut faults = Vec::new();
         let mut added = Vec::new();
         for (name, value) in &self.fields {
@@ -166,6 +160,11 @@ impl Document {
         }
         Err(faults)
     }
+}
+
+/// Where a field stands in the input, for the messages.
+fn place(path: &str, field: &str) -> String {
+    if path.is_empty() { field.to_owned() } else { format!("{path}.{field}") }
 }
 
 /// Why a string cannot identify a document, if so.
