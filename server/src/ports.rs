@@ -41,7 +41,7 @@ pub trait Embedder: Send + Sync + 'static {
     ///
     /// # Errors
     /// Those that `embed` would answer with at once.
-    fn admit(&self, _urgency: Urgency) -> Result<(), EmbedError> {
+    fn admit(&self, _text: &str, _urgency: Urgency) -> Result<(), EmbedError> {
         Ok(())
     }
 

@@ -215,11 +215,14 @@ impl Search {
         if !query.mode.uses_vectors() {
             return Ok(());
         }
-        let key = EmbeddingKey::new(&self.catalog.model, &query.text);
-        if !query.no_cache && self.embeddings.get(&key).await.is_some() {
-            return Ok(());
+        let refused = self.embedder.admit(&query.text, interactive(query.deadline));
+        if refused.is_err() && !query.no_cache {
+            let key = EmbeddingKey::new(&self.catalog.model, &query.text);
+            if self.embeddings.get(&key).await.is_some() {
+                return Ok(());
+            }
         }
-        self.embedder.admit(interactive(query.deadline))
+        refused
     }
 
     /// Identifies the answer that a query has now, without making it.

@@ -21,7 +21,7 @@ use super::device::Device;
 use crate::domain::EmbeddingVersion;
 use crate::metrics::Metrics;
 use crate::ports::{EmbedError, Embedder, Embedding, ModelInfo, Urgency};
-use batch::Limits;
+use batch::{Limits, Reserved};
 use files::ModelFiles;
 use model::Bert;
 use pool::{Forward, Pool, Rows};
@@ -35,7 +35,9 @@ const CUDA_BATCH_TOKENS: usize = 16_384;
 /// Every distinct length costs an attention call a layer; on a GPU that is a launch.
 const CUDA_BATCH_LENGTHS: usize = 32;
 /// Every text has the two special tokens.
-const LEAST_TOKENS: usize = 2;
+const SPECIAL_TOKENS: usize = 2;
+/// Rather less than English has, so that most texts need no more than was expected of them.
+const BYTES_PER_TOKEN: usize = 4;
 /// Close to what one core does, until the warm-up has measured it.
 const GUESSED_TOKENS_PER_SECOND: f64 = 5_000.0;
 
@@ -160,6 +162,10 @@ impl TorchEmbedder {
         self.pool.close(limit)
     }
 
+    fn expected_tokens(&self, text: &str) -> usize {
+        (SPECIAL_TOKENS + text.len() / BYTES_PER_TOKEN).min(self.model.max_tokens)
+    }
+
     async fn tokens(&self, texts: Vec<Arc<str>>) -> Result<Vec<Tokens>, EmbedError> {
         let tokenizer = Arc::clone(&self.tokenizer);
         let tokenize = move || texts.iter().map(|text| tokenizer.tokens(text)).collect();
@@ -175,11 +181,15 @@ impl TorchEmbedder {
         texts: Vec<Arc<str>>,
         urgency: Urgency,
     ) -> Result<Vec<Embedding>, EmbedError> {
-        // Before the work of tokenizing.
-        self.pool.admit(texts.len(), texts.len() * LEAST_TOKENS, urgency)?;
+        let tokens = texts.iter().map(|text| self.expected_tokens(text)).sum();
+        let reservation = self.pool.reserve(Reserved { texts: texts.len(), tokens }, urgency)?;
         let tokens = self.tokens(texts).await?;
         let ids = tokens.iter().map(|tokens| Arc::clone(&tokens.ids)).collect();
-        let rows = self.pool.submit(ids, urgency)?.await.map_err(|_| EmbedError::Stopped)??;
+        let rows = self
+            .pool
+            .submit(reservation, ids, urgency)?
+            .await
+            .map_err(|_| EmbedError::Stopped)??;
         let embedding = |(tokens, vector): (Tokens, _)| Embedding {
             vector,
             tokens: tokens.ids.len(),
@@ -209,8 +219,9 @@ impl Embedder for TorchEmbedder {
             .unwrap_or(Err(EmbedError::DeadlineExceeded))
     }
 
-    fn admit(&self, urgency: Urgency) -> Result<(), EmbedError> {
-        self.pool.admit(1, LEAST_TOKENS, urgency)
+    fn admit(&self, text: &str, urgency: Urgency) -> Result<(), EmbedError> {
+        let room = Reserved { texts: 1, tokens: self.expected_tokens(text) };
+        self.pool.reserve(room, urgency).map(drop)
     }
 
     fn health(&self) -> Result<(), String> {

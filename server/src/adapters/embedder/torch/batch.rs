@@ -84,9 +84,18 @@ pub struct Queue<W> {
     /// Interactive batches since bulk had its turn, while it waits.
     passed_over: usize,
     running_tokens: usize,
+    reserved: Reserved,
     speed: Speed,
     last_sweep: Option<Instant>,
     lost: Vec<(W, Lost)>,
+}
+
+/// Room for texts whose tokens are being made.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Reserved {
+    pub texts: usize,
+    /// Expected tokens.
+    pub tokens: usize,
 }
 
 struct Entry<W> {
@@ -126,6 +135,7 @@ impl<W: Waiter> Queue<W> {
             next: 0,
             passed_over: 0,
             running_tokens: 0,
+            reserved: Reserved::default(),
             speed,
             last_sweep: None,
             lost: Vec::new(),
@@ -142,17 +152,39 @@ impl<W: Waiter> Queue<W> {
         let ids = texts.iter().map(|(ids, _)| ids);
         let fresh: HashSet<_> = ids.filter(|&ids| !self.by_ids.contains_key(ids)).collect();
         let tokens = fresh.iter().map(|ids| ids.len()).sum();
-        let fresh = fresh.len();
-        self.admit(fresh, tokens, urgency, now)?;
-        let joined = texts.len() - fresh;
-        for (ids, waiter) in texts {
-            self.add(ids, waiter, urgency, now);
-        }
-        Ok(joined)
+        self.admit(fresh.len(), tokens, urgency, now)?;
+        Ok(self.insert(texts, urgency, now))
+    }
+
+    /// Takes texts that were admitted. Returns how many of them join one in flight.
+    pub fn insert(&mut self, texts: Vec<(Arc<[u32]>, W)>, urgency: Urgency, now: Instant) -> usize {
+        let joined = |joins: &bool| *joins;
+        let texts = texts.into_iter();
+        texts.map(|(ids, waiter)| self.add(ids, waiter, urgency, now)).filter(joined).count()
+    }
+
+    /// Admits texts before their tokens are made, so that none are made for those that would be
+    /// refused then.
+    pub fn reserve(
+        &mut self,
+        wanted: Reserved,
+        urgency: Urgency,
+        now: Instant,
+    ) -> Result<(), Refusal> {
+        self.admit(wanted.texts, wanted.tokens, urgency, now)?;
+        self.reserved.texts += wanted.texts;
+        self.reserved.tokens += wanted.tokens;
+        Ok(())
+    }
+
+    /// Gives room back: the tokens are there, or nobody wants them any more.
+    pub fn release(&mut self, reserved: Reserved) {
+        self.reserved.texts -= reserved.texts;
+        self.reserved.tokens -= reserved.tokens;
     }
 
     /// Whether texts with so many tokens would be admitted now.
-    pub fn admit(
+    fn admit(
         &mut self,
         texts: usize,
         tokens: usize,
@@ -196,17 +228,20 @@ impl<W: Waiter> Queue<W> {
             Class::Interactive => (&self.interactive, self.texts(), self.tokens(), 4),
             Class::Bulk => (&self.bulk, self.bulk.order.len(), self.bulk.tokens, 3),
         };
+        let texts_waiting = texts_waiting + self.reserved.texts;
+        let tokens_waiting = tokens_waiting + self.reserved.tokens;
+        let alone = line.order.is_empty() && self.reserved.texts == 0;
         let excess_texts = (texts_waiting + texts).saturating_sub(self.limits.texts * quarters / 4);
         let excess_tokens =
             (tokens_waiting + tokens).saturating_sub(self.limits.tokens * quarters / 4);
-        if (excess_texts > 0 || excess_tokens > 0) && !line.order.is_empty() {
+        if (excess_texts > 0 || excess_tokens > 0) && !alone {
             let mean = tokens_waiting as f64 / texts_waiting.max(1) as f64;
             let to_go = (excess_texts as f64 * mean).max(excess_tokens as f64);
             return overloaded(to_go / per_second);
         }
         // An idle model takes whatever comes: a speed measured while the machine was busy must not
         // keep it from being measured again.
-        if self.running_tokens == 0 && line.order.is_empty() {
+        if self.running_tokens == 0 && alone {
             return Ok(());
         }
         let late = self.lateness(tokens, urgency, now, per_second);
@@ -233,7 +268,7 @@ impl<W: Waiter> Queue<W> {
         let mine = (urgency.deadline, self.next);
         // Counted from the end: calls mostly come in the order of their deadlines.
         let behind = line.order.range(mine..).map(|(_, tokens)| tokens).sum::<usize>();
-        let mut before = self.running_tokens + ahead + line.tokens - behind;
+        let mut before = self.running_tokens + self.reserved.tokens + ahead + line.tokens - behind;
         let late = finish(before + tokens) - left(urgency.deadline);
         if late > 0.0 {
             return late;
@@ -248,13 +283,14 @@ impl<W: Waiter> Queue<W> {
         0.0
     }
 
-    fn add(&mut self, ids: Arc<[u32]>, waiter: W, urgency: Urgency, now: Instant) {
+    /// True when the same text is in flight.
+    fn add(&mut self, ids: Arc<[u32]>, waiter: W, urgency: Urgency, now: Instant) -> bool {
         if let Some(&id) = self.by_ids.get(&ids) {
             if let Some(entry) = self.entries.get_mut(&id) {
                 entry.waiters.push((waiter, urgency));
             }
             self.place(id);
-            return;
+            return true;
         }
         let id = self.next;
         self.next += 1;
@@ -263,6 +299,7 @@ impl<W: Waiter> Queue<W> {
         self.line(place.0).insert((place.1, id), ids.len());
         let waiters = vec![(waiter, urgency)];
         self.entries.insert(id, Entry { ids, waiters, since: now, place: Some(place) });
+        false
     }
 
     /// The next batch, taken out of the queue; `None` when nothing waits. It must be given back

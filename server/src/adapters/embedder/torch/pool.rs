@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
 
-use super::batch::{Batch, Limits, Lost, Queue, Refusal, Waiter};
+use super::batch::{Batch, Limits, Lost, Queue, Refusal, Reserved, Waiter};
 use super::speed::Speed;
 use crate::metrics::Metrics;
 use crate::ports::{EmbedError, Urgency};
@@ -43,6 +43,20 @@ struct State {
     alive: usize,
     /// Why a worker was lost, the last one of them.
     reason: Option<String>,
+}
+
+/// Room in the queue, given back when it is dropped.
+pub struct Reservation {
+    shared: Arc<Shared>,
+    room: Reserved,
+}
+
+impl Drop for Reservation {
+    fn drop(&mut self) {
+        if self.room.texts > 0 {
+            self.shared.lock().queue.release(self.room);
+        }
+    }
 }
 
 /// A text of a call.
@@ -83,26 +97,30 @@ impl Pool {
         Ok(pool)
     }
 
-    /// Whether so many tokens would be admitted now, without their being known yet.
-    pub fn admit(&self, texts: usize, tokens: usize, urgency: Urgency) -> Result<(), EmbedError> {
+    /// Room for texts whose tokens are not made yet.
+    pub fn reserve(&self, room: Reserved, urgency: Urgency) -> Result<Reservation, EmbedError> {
         let mut state = self.shared.lock();
         if state.closing || state.alive == 0 {
             return Err(EmbedError::Stopped);
         }
-        let admitted = state.queue.admit(texts, tokens, urgency, Instant::now());
+        let reserved = state.queue.reserve(room, urgency, Instant::now());
         self.shared.settle(&mut state);
-        admitted.map_err(|refusal| self.refused(refusal, texts))
+        drop(state);
+        reserved.map_err(|refusal| self.refused(refusal, room.texts))?;
+        Ok(Reservation { shared: Arc::clone(&self.shared), room })
     }
 
     /// Hands texts to the workers. The receiver gets one row per text; dropping it takes back
-    /// those that are not being computed.
+    /// those that are not being computed. Refused is only what turned out larger than its room.
     pub fn submit(
         &self,
+        mut reservation: Reservation,
         texts: Vec<Arc<[u32]>>,
         urgency: Urgency,
     ) -> Result<oneshot::Receiver<Answer>, EmbedError> {
         let (answer, receiver) = oneshot::channel();
         let count = texts.len();
+        let tokens: usize = texts.iter().map(|ids| ids.len()).sum();
         let open = Open { answer, rows: vec![None; count], missing: count };
         let call = Arc::new(Call(Mutex::new(Some(open))));
         let rows = texts
@@ -112,9 +130,17 @@ impl Pool {
             .collect();
         let mut state = self.shared.lock();
         if state.closing || state.alive == 0 {
+            drop(state);
             return Err(EmbedError::Stopped);
         }
-        let pushed = state.queue.push(rows, urgency, Instant::now());
+        let now = Instant::now();
+        let fits = tokens <= reservation.room.tokens;
+        state.queue.release(std::mem::take(&mut reservation.room));
+        let pushed = if fits {
+            Ok(state.queue.insert(rows, urgency, now))
+        } else {
+            state.queue.push(rows, urgency, now)
+        };
         self.shared.settle(&mut state);
         drop(state);
         let joined = pushed.map_err(|refusal| self.refused(refusal, count))?;
