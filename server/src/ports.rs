@@ -263,7 +263,7 @@ pub trait DocumentStore: Send + Sync + 'static {
         &self,
         collection: i64,
         keys: &[Key],
-    ) -> Result<Vec<Option<StoredDocument>>, StoreError>;
+    ) -> Result<Vec<Option<Document>>, StoreError>;
 
     /// Up to `limit` documents in the order of their identifiers, after `after`.
     async fn list(

@@ -1,8 +1,10 @@
 //! A document: an identifier, texts that are embedded, attributes that are filtered.
 
+mod stored;
+
 use std::collections::BTreeMap;
 
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 
 use super::collection::{MAX_ATTRIBUTES, field_name_fault};
 use super::{AttributeType, FieldError, Schema};
@@ -11,7 +13,7 @@ use super::{AttributeType, FieldError, Schema};
 pub const MAX_ID_BYTES: usize = 256;
 
 /// The value of a field.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(untagged)]
 pub enum Value {
     Bool(bool),
@@ -53,7 +55,7 @@ impl Value {
 }
 
 /// A document, flat as in JSON: `{"id": …, "name": …, "description": …, "muscle_groups": […]}`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Document {
     pub id: String,
     /// Texts and attributes by name; a field that is `null` is a field that is not there.

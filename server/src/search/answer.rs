@@ -8,7 +8,7 @@ use crate::catalog::OpenCollection;
 use crate::domain::fusion::Scored;
 use crate::domain::snippet::snippet;
 use crate::domain::{Document, Key, Value};
-use crate::ports::{Embedding, Facets, StoredDocument};
+use crate::ports::{Embedding, Facets};
 
 /// A document that answers the query.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
@@ -84,7 +84,7 @@ pub struct Ranked<'a> {
     pub query: &'a Query,
     pub page: &'a [Scored],
     /// Of the page's hits; one that was deleted meanwhile is `None`.
-    pub documents: Vec<Option<StoredDocument>>,
+    pub documents: Vec<Option<Document>>,
     pub dense: &'a [Scored],
     pub lexical: &'a [Scored],
     pub facets: Option<Facets>,
@@ -99,7 +99,7 @@ pub fn answer(ranked: Ranked<'_>) -> Result<AnswerParts, SearchError> {
         .page
         .iter()
         .zip(ranked.documents)
-        .filter_map(|(scored, stored)| Some((scored, stored?.document)))
+        .filter_map(|(scored, stored)| Some((scored, stored?)))
         .map(|(scored, document)| Hit {
             id: document.id.clone(),
             score: scored.score,

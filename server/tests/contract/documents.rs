@@ -102,7 +102,7 @@ pub async fn documents_come_back_in_the_order_that_is_asked_for(store: Arc<dyn D
     let id = collection(&*store).await;
     let keys = upsert(&*store, id, &[write("b", "1"), write("a", "2"), write("c", "3")]).await.keys;
     let fetched = store.fetch(id, &[keys[2], 999, keys[0]]).await.unwrap();
-    let ids: Vec<_> = fetched.iter().map(|d| d.as_ref().map(|d| d.document.id.as_str())).collect();
+    let ids: Vec<_> = fetched.iter().map(|d| d.as_ref().map(|d| d.id.as_str())).collect();
     assert_eq!(ids, [Some("c"), None, Some("b")]);
     let page = |after: Option<&'static str>| {
         let store = Arc::clone(&store);

@@ -15,7 +15,7 @@ use sqlx::sqlite::{
 };
 use sqlx::{Connection, Row, SqliteConnection};
 
-use crate::domain::{Collection, CollectionName, EmbeddingVersion, Key, Schema};
+use crate::domain::{Collection, CollectionName, Document, EmbeddingVersion, Key, Schema};
 use crate::ports::{
     Changes, Committed, DocumentStore, DocumentWrite, QueryCount, QuerySelection, QueryStatistics,
     StoreError, StoredDocument, StoredEmbedding,
@@ -192,7 +192,7 @@ impl DocumentStore for SqliteStore {
         &self,
         collection: i64,
         keys: &[Key],
-    ) -> Result<Vec<Option<StoredDocument>>, StoreError> {
+    ) -> Result<Vec<Option<Document>>, StoreError> {
         read::fetch(&self.readers, collection, keys).await.map_err(failed("read documents"))
     }
 

@@ -71,20 +71,20 @@ pub async fn fetch(
     pool: &SqlitePool,
     collection: i64,
     keys: &[Key],
-) -> Result<Vec<Option<StoredDocument>>, sqlx::Error> {
+) -> Result<Vec<Option<Document>>, sqlx::Error> {
     // The plus keeps SQLite from going through all documents of the collection to find the keys.
     let rows = sqlx::query(
-        "SELECT * FROM documents
+        "SELECT key, body FROM documents
          WHERE key IN (SELECT value FROM json_each(?)) AND +collection = ?",
     )
     .bind(to_json(&keys)?)
     .bind(collection)
     .fetch_all(pool)
     .await?;
-    let mut by_key: HashMap<Key, StoredDocument> = HashMap::with_capacity(rows.len());
+    let mut by_key: HashMap<Key, Document> = HashMap::with_capacity(rows.len());
     for row in &rows {
-        let document = document_from_row(row)?;
-        by_key.insert(document.key, document);
+        let document = serde_json::from_str(row.try_get("body")?).map_err(damaged)?;
+        by_key.insert(row.try_get("key")?, document);
     }
     Ok(keys.iter().map(|key| by_key.remove(key)).collect())
 }

@@ -143,6 +143,32 @@ fn a_call_larger_than_the_queue_is_admitted_when_no_other_waits() {
 }
 
 #[test]
+fn reserved_room_counts_until_it_is_given_back() {
+    let mut queue = queue(Limits { tokens: 1_000, ..limits() });
+    let now = Instant::now();
+    let soon = urgency(Class::Interactive, at(now, 60_000));
+    let room = Reserved { texts: 2, tokens: 600 };
+    assert_eq!(queue.reserve(room, soon, now), Ok(()));
+    assert!(queue.reserve(room, soon, now).is_err());
+    assert!(queue.push(vec![(text(1, 600), caller(1))], soon, now).is_err());
+    queue.release(room);
+    assert_eq!(queue.insert(vec![(text(1, 600), caller(1))], soon, now), 0);
+    assert!(queue.reserve(room, soon, now).is_err());
+}
+
+#[test]
+fn reserved_room_counts_against_the_deadline() {
+    let mut queue = queue(limits());
+    let now = Instant::now();
+    let soon = urgency(Class::Interactive, at(now, 2_000));
+    let room = Reserved { texts: 1, tokens: 500 };
+    assert_eq!(queue.reserve(room, soon, now), Ok(()));
+    assert_eq!(queue.reserve(room, soon, now), Ok(()));
+    // At a thousand tokens a second a third one would be late.
+    assert!(matches!(queue.reserve(room, soon, now), Err(Refusal::Overloaded { .. })));
+}
+
+#[test]
 fn a_refusal_tells_when_there_is_room_again() {
     let mut bench = Bench::new(Limits { tokens: 1_000, ..limits() });
     for _ in 0..4 {

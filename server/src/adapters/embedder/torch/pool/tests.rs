@@ -53,7 +53,9 @@ impl Bench {
         let deadline = Instant::now() + Duration::from_mins(5);
         let urgency = Urgency { class: Class::Interactive, deadline };
         let texts = numbers.iter().map(|&number| Arc::from([number])).collect();
-        self.pool.submit(texts, urgency).unwrap()
+        let room = Reserved { texts: numbers.len(), tokens: numbers.len() };
+        let reservation = self.pool.reserve(room, urgency).unwrap();
+        self.pool.submit(reservation, texts, urgency).unwrap()
     }
 
     fn order(&self, order: Order) {
@@ -151,7 +153,7 @@ async fn without_workers_everybody_learns_that_it_has_stopped() {
     assert!(matches!(first.await.unwrap(), Err(EmbedError::Failed(_))));
     assert_eq!(waiting.await.unwrap(), Err(EmbedError::Stopped));
     let urgency = Urgency { class: Class::Bulk, deadline: Instant::now() + Duration::from_mins(5) };
-    let refused = bench.pool.submit(vec![Arc::from([3])], urgency).err();
+    let refused = bench.pool.reserve(Reserved { texts: 1, tokens: 1 }, urgency).err();
     assert_eq!(refused, Some(EmbedError::Stopped));
 }
 
