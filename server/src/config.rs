@@ -27,8 +27,14 @@ pub struct Config {
     pub server: ServerConfig,
     pub auth: AuthConfig,
     pub embedder: EmbedderConfig,
+    pub remote: RemoteConfig,
+    pub documents: DocumentsConfig,
+    pub postgres: PostgresConfig,
+    pub worker: WorkerConfig,
     pub index: IndexConfig,
+    pub milvus: MilvusConfig,
     pub cache: CacheConfig,
+    pub redis: RedisConfig,
     pub log: LogConfig,
 }
 
@@ -88,6 +94,7 @@ impl Default for AuthConfig {
 #[serde(rename_all = "lowercase")]
 pub enum EmbedderKind {
     Torch,
+    Remote,
     Hash,
 }
 
@@ -141,14 +148,165 @@ mod as_text {
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
+pub struct RemoteConfig {
+    pub endpoints: Vec<String>,
+    pub api_key_file: Option<PathBuf>,
+    pub timeout_ms: u64,
+    pub hedge_after_ms: u64,
+    pub max_batch_texts: usize,
+    pub max_in_flight: usize,
+}
+
+impl Default for RemoteConfig {
+    fn default() -> Self {
+        Self {
+            endpoints: Vec::new(),
+            api_key_file: None,
+            timeout_ms: 5_000,
+            hedge_after_ms: 0,
+            max_batch_texts: 32,
+            max_in_flight: 64,
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DocumentsKind {
+    Sqlite,
+    Postgres,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct DocumentsConfig {
+    pub kind: DocumentsKind,
+}
+
+impl Default for DocumentsConfig {
+    fn default() -> Self {
+        Self { kind: DocumentsKind::Sqlite }
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct PostgresConfig {
+    pub primary: String,
+    pub replicas: Vec<String>,
+    pub password_file: Option<PathBuf>,
+    pub max_connections: u32,
+    pub connect_timeout_ms: u64,
+    pub statement_timeout_ms: u64,
+    pub max_lag_ms: u64,
+    pub probe_period_ms: u64,
+}
+
+impl Default for PostgresConfig {
+    fn default() -> Self {
+        Self {
+            primary: String::new(),
+            replicas: Vec::new(),
+            password_file: None,
+            max_connections: 10,
+            connect_timeout_ms: 2_000,
+            statement_timeout_ms: 5_000,
+            max_lag_ms: 1_000,
+            probe_period_ms: 1_000,
+        }
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct WorkerConfig {
+    pub concurrency: usize,
+    pub batch: usize,
+    pub lease_ms: u64,
+    pub max_attempts: u32,
+    pub poll_ms: u64,
+    pub max_backlog: u64,
+}
+
+impl Default for WorkerConfig {
+    fn default() -> Self {
+        Self {
+            concurrency: 1,
+            batch: 256,
+            lease_ms: 60_000,
+            max_attempts: 5,
+            poll_ms: 200,
+            max_backlog: 1_000_000,
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum IndexKind {
+    Local,
+    Milvus,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct MilvusConfig {
+    pub endpoints: Vec<String>,
+    pub user: String,
+    pub password_file: Option<PathBuf>,
+    pub prefix: String,
+    pub timeout_ms: u64,
+    pub connect_timeout_ms: u64,
+}
+
+impl Default for MilvusConfig {
+    fn default() -> Self {
+        Self {
+            endpoints: Vec::new(),
+            user: String::new(),
+            password_file: None,
+            prefix: "sextant".to_owned(),
+            timeout_ms: 5_000,
+            connect_timeout_ms: 1_000,
+        }
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RedisConfig {
+    pub url: String,
+    pub user: String,
+    pub password_file: Option<PathBuf>,
+    pub prefix: String,
+    pub timeout_ms: u64,
+    pub tls_ca_file: Option<PathBuf>,
+}
+
+impl Default for RedisConfig {
+    fn default() -> Self {
+        Self {
+            url: String::new(),
+            user: String::new(),
+            password_file: None,
+            prefix: "sextant".to_owned(),
+            timeout_ms: 20,
+            tls_ca_file: None,
+        }
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
 pub struct IndexConfig {
+    pub kind: IndexKind,
     pub expansion_search: usize,
     pub snapshot_every: usize,
 }
 
 impl Default for IndexConfig {
     fn default() -> Self {
-        Self { expansion_search: 128, snapshot_every: 20_000 }
+        Self { kind: IndexKind::Local, expansion_search: 128, snapshot_every: 20_000 }
     }
 }
 
@@ -282,6 +440,23 @@ impl Config {
         positive("index.snapshot_every", self.index.snapshot_every as u64);
         positive("cache.results_ttl_seconds", self.cache.results_ttl_seconds);
         positive("cache.embeddings_ttl_seconds", self.cache.embeddings_ttl_seconds);
+        positive("remote.timeout_ms", self.remote.timeout_ms);
+        positive("remote.max_batch_texts", self.remote.max_batch_texts as u64);
+        positive("remote.max_in_flight", self.remote.max_in_flight as u64);
+        positive("postgres.max_connections", u64::from(self.postgres.max_connections));
+        positive("postgres.connect_timeout_ms", self.postgres.connect_timeout_ms);
+        positive("postgres.statement_timeout_ms", self.postgres.statement_timeout_ms);
+        positive("postgres.max_lag_ms", self.postgres.max_lag_ms);
+        positive("postgres.probe_period_ms", self.postgres.probe_period_ms);
+        positive("worker.batch", self.worker.batch as u64);
+        positive("worker.lease_ms", self.worker.lease_ms);
+        positive("worker.max_attempts", u64::from(self.worker.max_attempts));
+        positive("worker.poll_ms", self.worker.poll_ms);
+        positive("worker.max_backlog", self.worker.max_backlog);
+        positive("milvus.timeout_ms", self.milvus.timeout_ms);
+        positive("milvus.connect_timeout_ms", self.milvus.connect_timeout_ms);
+        positive("redis.timeout_ms", self.redis.timeout_ms);
+        faults.extend(self.missing());
         if self.auth.keys_file.is_none() && !self.server.listen.ip().is_loopback() {
             let message = format!(
                 "is {}, which other machines reach, but there are no API keys. Make one with \
@@ -291,6 +466,43 @@ impl Config {
             );
             faults.push(FieldError::new("server.listen", message));
         }
+        faults
+    }
+}
+
+impl Config {
+    /// What the chosen adapters need and do not have.
+    fn missing(&self) -> Vec<FieldError> {
+        let mut faults = Vec::new();
+        let mut needed = |needed: bool, path: &str, message: &str| {
+            if needed {
+                faults.push(FieldError::new(path, message));
+            }
+        };
+        let remote = self.embedder.kind == EmbedderKind::Remote;
+        let postgres = self.documents.kind == DocumentsKind::Postgres;
+        let milvus = self.index.kind == IndexKind::Milvus;
+        needed(
+            remote && self.remote.endpoints.is_empty(),
+            "remote.endpoints",
+            "must name at least one server, as `embedder.kind` is remote",
+        );
+        needed(
+            postgres && self.postgres.primary.is_empty(),
+            "postgres.primary",
+            "must be a connection string, as `documents.kind` is postgres",
+        );
+        needed(
+            milvus && self.milvus.endpoints.is_empty(),
+            "milvus.endpoints",
+            "must name at least one server, as `index.kind` is milvus",
+        );
+        needed(
+            postgres != milvus,
+            "index.kind",
+            "must be milvus when `documents.kind` is postgres, and local when it is sqlite: \
+             both are shared by several servers, or none is",
+        );
         faults
     }
 }

@@ -15,7 +15,7 @@ use crate::domain::{Document, FieldError, Schema};
 use crate::metrics::Metrics;
 use crate::ports::{
     Changes, Class, Committed, DocumentWrite, EmbedError, Embedder, Embedding, IndexedDocument,
-    StoreError, Urgency,
+    StoreError, StoredVector, Urgency,
 };
 
 /// Documents that are embedded, committed and indexed together.
@@ -185,22 +185,25 @@ impl Ingest {
             wanted.iter().copied().zip(self.embed(wanted_texts).await?).collect();
         let embedded = embeddings.len() as u64;
         let mut writes = Vec::with_capacity(documents.len());
+        let mut truncated = 0;
         for (i, ((place, document), known)) in documents.into_iter().zip(known).enumerate() {
-            let (vector, truncated) = match (known, embeddings.remove(&i)) {
-                (Some(stored), _) => (stored.vector, stored.truncated),
-                (None, Some(embedding)) => (embedding.vector, embedding.truncated),
+            let embedding = match (known, embeddings.remove(&i)) {
+                (Some(stored), _) => stored.embedding,
+                (None, Some(Embedding { vector, truncated, .. })) => {
+                    StoredVector { vector, truncated }
+                }
                 (None, None) => return Err(EmbedError::Failed("too few vectors".into()).into()),
             };
+            truncated += u64::from(embedding.truncated);
             let write = DocumentWrite {
                 document,
                 text: texts[i].to_string(),
                 text_hash: hashes[i],
-                vector,
-                truncated,
+                embedding: Some(embedding),
             };
             writes.push((place, write));
         }
-        Ok(Prepared { writes, embedded })
+        Ok(Prepared { truncated, writes, embedded })
     }
 
     /// Embeds in bulk. A full queue is waited for: the input is only read as fast as it is written.
@@ -235,6 +238,7 @@ impl Ingest {
 }
 
 struct Prepared {
+    truncated: u64,
     /// With their places in the input.
     writes: Vec<(usize, DocumentWrite)>,
     embedded: u64,
@@ -264,18 +268,21 @@ impl Writer {
         let upserted = Upserted {
             upserted: writes.len() as u64,
             embedded: prepared.embedded,
-            truncated: writes.iter().filter(|write| write.truncated).count() as u64,
+            truncated: prepared.truncated,
             generation: committed.generation,
         };
         let upserts = committed
             .keys
             .iter()
             .zip(writes)
-            .map(|(key, write)| IndexedDocument {
-                key: *key,
-                document: write.document.without_texts(&schema),
-                text: write.text,
-                vector: write.vector,
+            .filter_map(|(key, write)| {
+                Some(IndexedDocument {
+                    key: *key,
+                    version: committed.generation,
+                    document: write.document.without_texts(&schema),
+                    text: write.text,
+                    vector: write.embedding?.vector,
+                })
             })
             .collect();
         let changes = Changes { generation: committed.generation, upserts, deletes: Vec::new() };

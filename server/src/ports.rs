@@ -96,6 +96,9 @@ pub enum EmbedError {
     DeadlineExceeded,
     #[error("the embedder has stopped")]
     Stopped,
+    /// A remote embedder cannot be reached; it may be again in a moment.
+    #[error("the embedder is not available: {0}")]
+    Unavailable(String),
     #[error("the model failed: {0}")]
     Failed(String),
 }
@@ -182,6 +185,8 @@ pub struct Changes {
 #[derive(Clone, Debug)]
 pub struct IndexedDocument {
     pub key: Key,
+    /// Generation of its last change.
+    pub version: i64,
     /// Identifier and attributes, see [`Document::without_texts`].
     pub document: Document,
     /// The searched text, see [`Document::text`].
@@ -207,6 +212,16 @@ pub enum IndexError {
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,
     },
+    /// The index cannot be reached; it may be again in a moment.
+    #[error("failed to {action} the index: it is not available")]
+    Unavailable {
+        action: &'static str,
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// The index cannot do this at all, and says why.
+    #[error("{0}")]
+    Unsupported(&'static str),
     #[error("collection {0} is not open")]
     NotOpen(i64),
     #[error("the index worker was lost")]
@@ -309,15 +324,22 @@ pub struct DocumentWrite {
     pub document: Document,
     pub text: String,
     pub text_hash: [u8; 32],
+    /// `None` leaves embedding and indexing to a worker: a store with an [`Outbox`] commits a row
+    /// of it with the document; other stores refuse.
+    pub embedding: Option<StoredVector>,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct StoredVector {
     pub vector: Arc<[f32]>,
+    /// The text was longer than the model reads.
     pub truncated: bool,
 }
 
 #[derive(Clone, Debug, PartialEq)]
 pub struct StoredEmbedding {
     pub text_hash: [u8; 32],
-    pub vector: Arc<[f32]>,
-    pub truncated: bool,
+    pub embedding: StoredVector,
 }
 
 /// The outcome of a write.
@@ -374,10 +396,141 @@ pub enum StoreError {
     Exists,
     #[error("the collection does not exist any more")]
     NoCollection,
+    #[error("this store has no outbox: a document needs its vector")]
+    NoOutbox,
+    /// The store cannot be reached, or not for writing; it may be again in a moment.
+    #[error("failed to {action}: the database is not available")]
+    Unavailable {
+        action: &'static str,
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
     #[error("failed to {action}")]
     Query {
         action: &'static str,
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,
     },
+}
+
+// ------------------------------------------------------------------------------------ outbox ----
+
+/// What committed writes still owe the index, in a store that several servers share. A document
+/// has at most one row, of its newest version: writing it again before a worker came to it makes
+/// no second one, and two workers never have the same document at once.
+///
+/// # Source
+/// The transactional outbox, as in Richardson 2018, "Microservices Patterns", section 3.3.
+#[async_trait]
+pub trait Outbox: Send + Sync + 'static {
+    /// Takes up to `limit` rows of one collection for `lease`, the oldest first and bulk writes
+    /// after all others. Rows whose lease has run out are taken again. Empty when nothing is due.
+    async fn claim(
+        &self,
+        worker: &str,
+        limit: usize,
+        lease: Duration,
+    ) -> Result<Option<Claimed>, StoreError>;
+
+    /// Stores the vectors of what was indexed and removes its rows; a row whose document was
+    /// written again meanwhile, or which another worker has now, stays. Raises the collection's
+    /// visible generation, which is returned.
+    async fn complete(
+        &self,
+        worker: &str,
+        collection: i64,
+        done: &[Done],
+    ) -> Result<i64, StoreError>;
+
+    /// Gives rows back after a failure: each is due again after `delay`, or, when it failed
+    /// `max_attempts` times, is set aside with the reason. `None` gives rows back without counting
+    /// an attempt. Returns how many were set aside.
+    async fn release(
+        &self,
+        worker: &str,
+        collection: i64,
+        keys: &[Key],
+        failure: Option<&Failure>,
+    ) -> Result<u64, StoreError>;
+
+    /// What became of the writes of one generation of a collection.
+    async fn progress(&self, collection: i64, generation: i64) -> Result<Progress, StoreError>;
+
+    /// Documents set aside, in the order of their identifiers after `after`.
+    async fn set_aside(
+        &self,
+        collection: i64,
+        after: Option<&str>,
+        limit: usize,
+    ) -> Result<Vec<SetAside>, StoreError>;
+
+    /// Makes everything set aside in a collection due again; how many there were.
+    async fn retry(&self, collection: i64) -> Result<u64, StoreError>;
+
+    /// Rows that wait, and the age of the oldest.
+    async fn backlog(&self) -> Result<Backlog, StoreError>;
+}
+
+/// Rows of the outbox that a worker has.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Claimed {
+    pub collection: Collection,
+    pub rows: Vec<ClaimedRow>,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct ClaimedRow {
+    pub key: Key,
+    /// Generation of the document's last change.
+    pub version: i64,
+    /// `None` when the document was deleted.
+    pub document: Option<ClaimedDocument>,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct ClaimedDocument {
+    pub document: Document,
+    /// The vector when it is that of the present text.
+    pub embedding: Option<StoredVector>,
+}
+
+/// A claimed row whose change the index has.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Done {
+    pub key: Key,
+    pub version: i64,
+    /// A vector that was made for it.
+    pub embedding: Option<StoredVector>,
+}
+
+#[derive(Clone, Debug)]
+pub struct Failure {
+    pub reason: String,
+    pub max_attempts: u32,
+    pub delay: Duration,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Progress {
+    /// Documents of that generation that wait or are being worked on.
+    pub pending: u64,
+    /// Documents of that generation that were set aside.
+    pub set_aside: u64,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct SetAside {
+    pub id: String,
+    pub version: i64,
+    pub attempts: u32,
+    pub reason: String,
+    /// Milliseconds since 1970-01-01 UTC.
+    pub at_ms: i64,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Backlog {
+    pub rows: u64,
+    pub oldest: Duration,
+    pub set_aside: u64,
 }

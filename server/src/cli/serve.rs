@@ -273,6 +273,7 @@ async fn load_embedder(
             Ok(Arc::new(HashEmbedder::new(HASH_DIMENSION)))
         }
         EmbedderKind::Torch => load_torch(config, Arc::clone(metrics)).await,
+        EmbedderKind::Remote => Err("embedder.kind remote is not built yet".into()),
     }
 }
 

@@ -218,6 +218,9 @@ pub struct Collection {
     pub embedding: EmbeddingVersion,
     /// Number of the last change to the collection's documents.
     pub generation: i64,
+    /// Raised with every change that searches see; where writes are indexed before they are
+    /// acknowledged it is `generation`.
+    pub visible_generation: i64,
     pub documents: u64,
     /// Milliseconds since 1970-01-01 UTC.
     pub created_at_ms: i64,

@@ -12,7 +12,7 @@ use crate::auth::Denied;
 use crate::catalog::CatalogError;
 use crate::domain::FieldError;
 use crate::ingest::{IngestError, Interrupted};
-use crate::ports::{EmbedError, StoreError};
+use crate::ports::{EmbedError, IndexError, StoreError};
 use crate::search::SearchError;
 
 const TYPE_BASE: &str = "https://sextant.dev/problems/";
@@ -123,6 +123,10 @@ impl Problem {
         Self::new(kind, detail)
     }
 
+    fn unavailable(detail: &str, error: &dyn std::error::Error) -> Self {
+        Self::internal("storage", detail, error).retry_after(Duration::from_secs(1))
+    }
+
     fn storage(error: &dyn std::error::Error) -> Self {
         Self::internal("storage", "documents or index could not be reached", error)
             .retry_after(Duration::from_secs(5))
@@ -176,6 +180,9 @@ impl From<EmbedError> for Problem {
             EmbedError::DeadlineExceeded => Self::deadline_exceeded(),
             EmbedError::Stopped => Self::internal("not-ready", "the embedder has stopped", &error)
                 .retry_after(Duration::from_secs(5)),
+            EmbedError::Unavailable(_) => {
+                Self::unavailable("the embedder is not available", &error)
+            }
             EmbedError::Failed(_) => Self::internal("internal", "the model failed", &error),
         }
     }
@@ -183,10 +190,33 @@ impl From<EmbedError> for Problem {
 
 impl From<StoreError> for Problem {
     fn from(error: StoreError) -> Self {
+        (&error).into()
+    }
+}
+
+impl From<&StoreError> for Problem {
+    fn from(error: &StoreError) -> Self {
         match error {
             StoreError::Exists => Self::new("conflict", error.to_string()),
             StoreError::NoCollection => Self::new("not-found", error.to_string()),
-            StoreError::Query { .. } => Self::storage(&error),
+            StoreError::Unavailable { .. } => {
+                Self::unavailable("the database is not available", error)
+            }
+            StoreError::Query { .. } | StoreError::NoOutbox => Self::storage(error),
+        }
+    }
+}
+
+impl From<&IndexError> for Problem {
+    fn from(error: &IndexError) -> Self {
+        match error {
+            IndexError::Unavailable { .. } => {
+                Self::unavailable("the index is not available", error)
+            }
+            IndexError::Unsupported(reason) => Self::field("mode", *reason),
+            IndexError::Io { .. } | IndexError::NotOpen(_) | IndexError::Lost => {
+                Self::storage(error)
+            }
         }
     }
 }
@@ -198,7 +228,7 @@ impl From<CatalogError> for Problem {
             CatalogError::Invalid(errors) => Self::invalid(errors),
             CatalogError::OtherModel { .. } => Self::new("model-mismatch", error.to_string()),
             CatalogError::Store(error) => error.into(),
-            CatalogError::Index(error) => Self::storage(&error),
+            CatalogError::Index(error) => (&error).into(),
         }
     }
 }
@@ -208,8 +238,8 @@ impl From<SearchError> for Problem {
         match error {
             SearchError::Embed(error) => error.into(),
             SearchError::DeadlineExceeded => Self::deadline_exceeded(),
-            SearchError::Index(error) => Self::storage(&*error),
-            SearchError::Store(error) => Self::storage(&*error),
+            SearchError::Index(error) => (&*error).into(),
+            SearchError::Store(error) => (&*error).into(),
             SearchError::Encode(_) => {
                 Self::internal("internal", "the answer could not be written", &error)
             }

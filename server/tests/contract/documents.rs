@@ -7,7 +7,7 @@ use serde_json::json;
 use sextant_server::adapters::documents::sqlite::SqliteStore;
 use sextant_server::domain::{CollectionName, Document, EmbeddingVersion, Schema};
 use sextant_server::ports::{
-    Committed, DocumentStore, DocumentWrite, QueryCount, QuerySelection, StoreError,
+    Committed, DocumentStore, DocumentWrite, QueryCount, QuerySelection, StoreError, StoredVector,
 };
 
 fn name(name: &str) -> CollectionName {
@@ -29,8 +29,7 @@ fn write(id: &str, text: &str) -> DocumentWrite {
         document,
         text: text.to_owned(),
         text_hash: blake3(text),
-        vector: Arc::from([0.6, 0.8]),
-        truncated: false,
+        embedding: Some(StoredVector { vector: Arc::from([0.6, 0.8]), truncated: false }),
     }
 }
 
@@ -121,7 +120,7 @@ pub async fn stored_vectors_are_told_by_the_hash_of_their_text(store: Arc<dyn Do
     let known = store.embedded(id, &["2".into(), "1".into()]).await.unwrap();
     assert_eq!(known[0], None);
     let one = known[1].as_ref().unwrap();
-    assert_eq!((one.text_hash, &*one.vector), (blake3("one"), [0.6_f32, 0.8].as_slice()));
+    assert_eq!((one.text_hash, &*one.embedding.vector), (blake3("one"), [0.6_f32, 0.8].as_slice()));
 }
 
 pub async fn changes_can_be_replayed_from_any_generation(store: Arc<dyn DocumentStore>) {

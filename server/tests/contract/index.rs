@@ -106,7 +106,7 @@ pub fn document(key: Key, text: &str, fields: &[(&str, Value)]) -> IndexedDocume
     let fields: BTreeMap<String, Value> =
         fields.iter().map(|(name, value)| ((*name).to_owned(), value.clone())).collect();
     let document = Document { id: format!("id-{key}"), fields };
-    IndexedDocument { key, document, text: text.to_owned(), vector: vector(key) }
+    IndexedDocument { key, version: 1, document, text: text.to_owned(), vector: vector(key) }
 }
 
 pub fn string(value: &str) -> Value {

@@ -106,6 +106,7 @@ fn collection_from_row(row: &SqliteRow) -> Result<Collection, sqlx::Error> {
         schema: serde_json::from_str(row.try_get("schema")?).map_err(damaged)?,
         embedding: serde_json::from_str(row.try_get("embedding")?).map_err(damaged)?,
         generation: row.try_get("generation")?,
+        visible_generation: row.try_get("generation")?,
         documents: row.try_get::<i64, _>("documents")?.unsigned_abs(),
         created_at_ms: row.try_get("created_at_ms")?,
     })
@@ -163,7 +164,11 @@ impl DocumentStore for SqliteStore {
         writes: &[DocumentWrite],
         schema: Option<&Schema>,
     ) -> Result<Committed, StoreError> {
-        match write::upsert(&self.writer, collection, writes, schema).await {
+        let mut with_vectors = Vec::with_capacity(writes.len());
+        for write in writes {
+            with_vectors.push((write, write.embedding.as_ref().ok_or(StoreError::NoOutbox)?));
+        }
+        match write::upsert(&self.writer, collection, &with_vectors, schema).await {
             Err(sqlx::Error::RowNotFound) => Err(StoreError::NoCollection),
             result => result.map_err(failed("write documents")),
         }

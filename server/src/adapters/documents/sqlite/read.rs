@@ -9,6 +9,7 @@ use super::{collection_from_row, damaged, document_from_row, to_json, vector_fro
 use crate::domain::{Collection, CollectionName, Document, Key, Schema};
 use crate::ports::{
     Changes, IndexedDocument, QuerySelection, QueryStatistics, StoredDocument, StoredEmbedding,
+    StoredVector,
 };
 
 pub async fn collections(pool: &SqlitePool) -> Result<Vec<Collection>, sqlx::Error> {
@@ -46,8 +47,10 @@ pub async fn embedded(
         let text_hash: &[u8] = row.try_get("text_hash")?;
         let embedding = StoredEmbedding {
             text_hash: text_hash.try_into().map_err(damaged)?,
-            vector: vector_from_bytes(row.try_get("vector")?),
-            truncated: row.try_get("truncated")?,
+            embedding: StoredVector {
+                vector: vector_from_bytes(row.try_get("vector")?),
+                truncated: row.try_get("truncated")?,
+            },
         };
         by_id.insert(row.try_get("id")?, embedding);
     }
@@ -138,7 +141,7 @@ pub async fn changes(
         .await?;
     let schema: Schema = serde_json::from_str(row.try_get("schema")?).map_err(damaged)?;
     let rows = sqlx::query(
-        "SELECT d.key, d.body, v.vector FROM documents d JOIN vectors v ON v.key = d.key
+        "SELECT d.key, d.generation, d.body, v.vector FROM documents d JOIN vectors v ON v.key = d.key
          WHERE d.collection = ? AND d.generation > ? AND d.generation <= ?
          ORDER BY d.generation, d.key",
     )
@@ -152,6 +155,7 @@ pub async fn changes(
         let document: Document = serde_json::from_str(row.try_get("body")?).map_err(damaged)?;
         upserts.push(IndexedDocument {
             key: row.try_get("key")?,
+            version: row.try_get("generation")?,
             text: document.text(&schema),
             document: document.without_texts(&schema),
             vector: vector_from_bytes(row.try_get("vector")?),

@@ -8,7 +8,7 @@ use sqlx::sqlite::SqlitePool;
 
 use super::{MAX_QUERIES, collection_from_row, next_generation, to_json, vector_to_bytes};
 use crate::domain::{Collection, CollectionName, EmbeddingVersion, Schema};
-use crate::ports::{Committed, DocumentWrite, QueryCount};
+use crate::ports::{Committed, DocumentWrite, QueryCount, StoredVector};
 
 fn now_ms() -> i64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
@@ -67,12 +67,12 @@ pub async fn delete_collection(pool: &SqlitePool, collection: i64) -> Result<boo
 pub async fn upsert(
     pool: &SqlitePool,
     collection: i64,
-    writes: &[DocumentWrite],
+    writes: &[(&DocumentWrite, &StoredVector)],
     schema: Option<&Schema>,
 ) -> Result<Committed, sqlx::Error> {
     let mut transaction = pool.begin().await?;
     let generation = next_generation(&mut transaction, collection).await?;
-    let ids: HashSet<&str> = writes.iter().map(|write| write.document.id.as_str()).collect();
+    let ids: HashSet<&str> = writes.iter().map(|(write, _)| write.document.id.as_str()).collect();
     let known: i64 = sqlx::query(
         "SELECT count(*) AS known FROM documents
          WHERE collection = ? AND id IN (SELECT value FROM json_each(?))",
@@ -84,7 +84,7 @@ pub async fn upsert(
     .try_get("known")?;
     let now = now_ms();
     let mut keys = Vec::with_capacity(writes.len());
-    for write in writes {
+    for (write, embedding) in writes {
         let key: i64 = sqlx::query(
             "INSERT INTO documents
                  (collection, id, body, text_hash, truncated, generation, updated_at_ms)
@@ -99,7 +99,7 @@ pub async fn upsert(
         .bind(write.document.id.as_str())
         .bind(to_json(&write.document)?)
         .bind(write.text_hash.as_slice())
-        .bind(write.truncated)
+        .bind(embedding.truncated)
         .bind(generation)
         .bind(now)
         .fetch_one(&mut *transaction)
@@ -110,7 +110,7 @@ pub async fn upsert(
              ON CONFLICT (key) DO UPDATE SET vector = excluded.vector",
         )
         .bind(key)
-        .bind(vector_to_bytes(&write.vector))
+        .bind(vector_to_bytes(&embedding.vector))
         .execute(&mut *transaction)
         .await?;
         keys.push(key);
