@@ -1,8 +1,9 @@
 //! The collections that are open in this process: what searches and writes must agree on.
 
-use std::collections::HashMap;
-use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::collections::{HashMap, HashSet};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
+use std::time::{Duration, Instant};
 
 use tokio::sync::Mutex;
 use tracing::{info, warn};
@@ -10,14 +11,22 @@ use tracing::{info, warn};
 use crate::domain::collection::SchemaChange;
 use crate::domain::{Collection, CollectionName, EmbeddingVersion, FieldError, Schema};
 use crate::metrics::Metrics;
-use crate::ports::{DocumentStore, IndexError, IndexedCollection, SearchIndex, StoreError};
+use crate::ports::{DocumentStore, IndexError, IndexedCollection, Outbox, SearchIndex, StoreError};
 
 /// Documents replayed into an index at a time.
 const REPLAY_CHUNK: usize = 2_000;
+/// A collection that was opened so recently is kept although a list does not have it: the list may
+/// be a moment old.
+const SETTLED: Duration = Duration::from_secs(10);
+/// Longest wait for the database to say how far a collection can be searched.
+const FRESHNESS_TIMEOUT: Duration = Duration::from_millis(500);
 
 pub struct Catalog {
     pub store: Arc<dyn DocumentStore>,
     pub index: Arc<dyn SearchIndex>,
+    /// Where writes leave their work for the workers, in stores that several servers share; without
+    /// it this server alone indexes what it writes.
+    pub outbox: Option<Arc<dyn Outbox>>,
     /// The model that this server runs.
     pub model: EmbeddingVersion,
     metrics: Arc<Metrics>,
@@ -35,6 +44,9 @@ pub struct OpenCollection {
     schema: RwLock<Arc<Schema>>,
     /// The last change that searches are sure to see: raised after the index has it.
     generation: AtomicI64,
+    /// Whether the index of this server has been opened.
+    indexed: AtomicBool,
+    opened: Instant,
     documents: AtomicU64,
     /// One writer at a time; holds the generation that the index has, `None` when it is not known.
     pub writer: Mutex<Option<i64>>,
@@ -63,12 +75,14 @@ impl Catalog {
     pub async fn open(
         store: Arc<dyn DocumentStore>,
         index: Arc<dyn SearchIndex>,
+        outbox: Option<Arc<dyn Outbox>>,
         model: EmbeddingVersion,
         metrics: Arc<Metrics>,
     ) -> Result<Self, CatalogError> {
         let catalog = Self {
             store,
             index,
+            outbox,
             model,
             metrics,
             open: RwLock::default(),
@@ -96,12 +110,45 @@ impl Catalog {
             created_at_ms: collection.created_at_ms,
             schema: RwLock::new(Arc::new(collection.schema)),
             generation: AtomicI64::new(0),
+            indexed: AtomicBool::new(false),
+            opened: Instant::now(),
             documents: AtomicU64::new(collection.documents),
             writer: Mutex::new(None),
         });
+        if self.outbox.is_some() {
+            open.generation.store(collection.visible_generation, Ordering::Release);
+            self.open_index(&open).await?;
+        } else {
+            self.open_and_replay(&open, collection.generation).await?;
+        }
+        self.set_document_metric(&open);
+        let mut all = self.open.write().unwrap_or_else(PoisonError::into_inner);
+        all.insert(collection.name, Arc::clone(&open));
+        Ok(open)
+    }
+
+    /// Opens an index that workers keep up to date. One that is not available now is opened later,
+    /// see [`Self::refresh`].
+    async fn open_index(&self, open: &OpenCollection) -> Result<(), CatalogError> {
+        match self.index.open(&open.description()).await {
+            Ok(_) => open.indexed.store(true, Ordering::Release),
+            Err(error @ IndexError::Unavailable { .. }) => {
+                self.metrics.background_failures.with_label_values(&["index"]).inc();
+                warn!(collection = %open.name, %error, "the index is not available yet");
+            }
+            Err(error) => return Err(error.into()),
+        }
+        Ok(())
+    }
+
+    async fn open_and_replay(
+        &self,
+        open: &OpenCollection,
+        generation: i64,
+    ) -> Result<(), CatalogError> {
         let mut indexed = open.writer.lock().await;
         let mut durable = self.index.open(&open.description()).await?;
-        if durable > collection.generation {
+        if durable > generation {
             // The documents were restored from an older copy: what the index knows more is wrong.
             warn!(collection = %open.name, "the index is newer than the documents, making it anew");
             self.index.drop_collection(open.id).await?;
@@ -109,18 +156,68 @@ impl Catalog {
         }
         // Only now, as the index comes from the disk, is what it has known to be durable.
         self.store.forget_deletions(open.id, durable).await?;
-        if let Err(CatalogError::Index(error)) = self.replay(&open, durable, &mut indexed).await {
+        if let Err(CatalogError::Index(error)) = self.replay(open, durable, &mut indexed).await {
             self.metrics.background_failures.with_label_values(&["index"]).inc();
             warn!(collection = %open.name, %error, "the index cannot be brought up to date, making it anew");
             self.index.drop_collection(open.id).await?;
             let empty = self.index.open(&open.description()).await?;
-            self.replay(&open, empty, &mut indexed).await?;
+            self.replay(open, empty, &mut indexed).await?;
         }
-        drop(indexed);
-        self.set_document_metric(&open);
-        let mut all = self.open.write().unwrap_or_else(PoisonError::into_inner);
-        all.insert(collection.name, Arc::clone(&open));
-        Ok(open)
+        Ok(())
+    }
+
+    /// Takes over what other servers did to the collections: new ones, deleted ones, schemas, and
+    /// how far each can be searched. Nothing to do where no other server is.
+    pub async fn refresh(&self) -> Result<(), CatalogError> {
+        if self.outbox.is_none() {
+            return Ok(());
+        }
+        let stored = self.store.collections().await?;
+        let ids: HashSet<i64> = stored.iter().map(|collection| collection.id).collect();
+        for open in self.all() {
+            if !ids.contains(&open.id) && open.opened.elapsed() > SETTLED {
+                self.forget(&open);
+            }
+        }
+        for collection in stored {
+            let known =
+                self.known(collection.name.as_str()).filter(|open| open.id == collection.id);
+            match known {
+                Some(open) => {
+                    open.take_over(&collection);
+                    self.set_document_metric(&open);
+                    if !open.indexed.load(Ordering::Acquire) {
+                        self.open_index(&open).await?;
+                    }
+                }
+                None => {
+                    self.admit(collection).await?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Tells that searches of a collection see its changes up to `generation`.
+    pub fn raise(&self, collection: i64, generation: i64) {
+        if let Some(open) = self.all().iter().find(|open| open.id == collection) {
+            open.generation.fetch_max(generation, Ordering::Release);
+        }
+    }
+
+    /// The generation that an answer must be of to hold every acknowledged write; `None` when that
+    /// cannot be known now.
+    pub async fn current_generation(&self, open: &OpenCollection) -> Option<i64> {
+        if self.outbox.is_none() || !open.is_fresh() {
+            return Some(open.generation());
+        }
+        let read = self.store.collection(&open.name);
+        let stored = tokio::time::timeout(FRESHNESS_TIMEOUT, read).await.ok()?.ok()??;
+        if stored.id != open.id {
+            return None;
+        }
+        open.generation.fetch_max(stored.visible_generation, Ordering::Release);
+        Some(stored.visible_generation)
     }
 
     /// Makes the index agree with the store again after a failed or interrupted write. The caller
@@ -158,6 +255,9 @@ impl Catalog {
 
     /// Catches up the collections whose index is behind because a write failed half-way.
     pub async fn repair(&self) -> Result<(), CatalogError> {
+        if self.outbox.is_some() {
+            return Ok(());
+        }
         for open in self.all() {
             // A collection that is being written to is repaired by its writer.
             if let Ok(mut indexed) = open.writer.try_lock()
@@ -169,16 +269,28 @@ impl Catalog {
         Ok(())
     }
 
-    pub fn get(&self, name: &str) -> Result<Arc<OpenCollection>, CatalogError> {
+    fn known(&self, name: &str) -> Option<Arc<OpenCollection>> {
+        let parsed = CollectionName::parse(name).ok()?;
+        self.open.read().unwrap_or_else(PoisonError::into_inner).get(&parsed).cloned()
+    }
+
+    pub async fn get(&self, name: &str) -> Result<Arc<OpenCollection>, CatalogError> {
+        if let Some(open) = self.known(name) {
+            return Ok(open);
+        }
         let missing = || CatalogError::NotFound(name.to_owned());
         let parsed = CollectionName::parse(name).map_err(|_| missing())?;
-        let open = self.open.read().unwrap_or_else(PoisonError::into_inner);
-        open.get(&parsed).cloned().ok_or_else(missing)
+        if self.outbox.is_none() {
+            return Err(missing());
+        }
+        // Another server may have made it a moment ago.
+        let collection = self.store.collection(&parsed).await?.ok_or_else(missing)?;
+        self.admit(collection).await
     }
 
     /// As [`Self::get`], and the collection's vectors are of this server's model.
-    pub fn get_compatible(&self, name: &str) -> Result<Arc<OpenCollection>, CatalogError> {
-        let open = self.get(name)?;
+    pub async fn get_compatible(&self, name: &str) -> Result<Arc<OpenCollection>, CatalogError> {
+        let open = self.get(name).await?;
         if open.embedding.is_compatible(&self.model) {
             return Ok(open);
         }
@@ -210,16 +322,20 @@ impl Catalog {
         let parsed =
             CollectionName::parse(name).map_err(|fault| CatalogError::Invalid(vec![fault]))?;
         let _changing = self.changing.lock().await;
-        if let Ok(open) = self.get(name) {
-            let _writer = open.writer.lock().await;
-            let schema = checked(&open.schema(), change)?;
-            self.store.update_schema(open.id, &schema).await?;
-            open.set_schema(schema);
-            return Ok((Arc::clone(&open), false));
+        match self.get(name).await {
+            Ok(open) => return Ok((self.change(open, change).await?, false)),
+            Err(CatalogError::NotFound(_)) => {}
+            Err(error) => return Err(error),
         }
         let text_fields = change.text_fields.clone().unwrap_or_else(Schema::default_text_fields);
         let schema = checked(&Schema { text_fields, ..Schema::default() }, change)?;
-        let collection = self.store.create_collection(&parsed, &schema, &self.model).await?;
+        let collection = match self.store.create_collection(&parsed, &schema, &self.model).await {
+            // Another server was quicker.
+            Err(StoreError::Exists) if self.outbox.is_some() => {
+                return Ok((self.get(name).await?, false));
+            }
+            created => created?,
+        };
         let id = collection.id;
         match self.admit(collection).await {
             Ok(open) => Ok((open, true)),
@@ -231,14 +347,34 @@ impl Catalog {
         }
     }
 
+    async fn change(
+        &self,
+        open: Arc<OpenCollection>,
+        change: SchemaChange,
+    ) -> Result<Arc<OpenCollection>, CatalogError> {
+        let writer = open.writer.lock().await;
+        let schema = checked(&open.schema(), change)?;
+        self.store.update_schema(open.id, &schema).await?;
+        open.set_schema(schema);
+        drop(writer);
+        Ok(open)
+    }
+
+    fn forget(&self, open: &OpenCollection) {
+        let mut all = self.open.write().unwrap_or_else(PoisonError::into_inner);
+        if all.get(&open.name).is_some_and(|known| known.id == open.id) {
+            all.remove(&open.name);
+            // The name may be a label no more: a series per deleted collection would pile up.
+            let _ = self.metrics.documents.remove_label_values(&[open.name.as_str()]);
+        }
+    }
+
     pub async fn delete(&self, name: &str) -> Result<(), CatalogError> {
         let _changing = self.changing.lock().await;
-        let open = self.get(name)?;
+        let open = self.get(name).await?;
         let _writer = open.writer.lock().await;
         self.store.delete_collection(open.id).await?;
-        self.open.write().unwrap_or_else(PoisonError::into_inner).remove(&open.name);
-        // The name may be a label no more: a series per deleted collection would pile up.
-        let _ = self.metrics.documents.remove_label_values(&[open.name.as_str()]);
+        self.forget(&open);
         self.index.drop_collection(open.id).await?;
         Ok(())
     }
@@ -272,6 +408,20 @@ impl OpenCollection {
             id: self.id,
             name: self.name.clone(),
             dimension: self.embedding.dimension,
+        }
+    }
+
+    /// Whether no answer may be older than the last acknowledged write.
+    pub fn is_fresh(&self) -> bool {
+        false
+    }
+
+    /// Another server's view of this collection, which may be a moment old.
+    fn take_over(&self, stored: &Collection) {
+        self.generation.fetch_max(stored.visible_generation, Ordering::Release);
+        self.documents.store(stored.documents, Ordering::Relaxed);
+        if *self.schema() != stored.schema {
+            self.set_schema(stored.schema.clone());
         }
     }
 

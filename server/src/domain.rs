@@ -4,12 +4,14 @@ pub mod collection;
 pub mod document;
 pub mod filter;
 pub mod fusion;
+mod operation;
 pub mod query;
 pub mod snippet;
 
 pub use collection::{AttributeType, Collection, CollectionName, EmbeddingVersion, Schema};
 pub use document::{Document, Value};
 pub use filter::{Clause, Condition, Filter, Operator, Scalar};
+pub use operation::Operation;
 pub use query::{Mode, normalise};
 
 use std::fmt;

@@ -11,6 +11,7 @@ mod health;
 mod observe;
 mod openapi;
 mod operations;
+mod outbox;
 mod pages;
 mod search;
 mod trace;
@@ -110,6 +111,7 @@ pub fn router(state: AppState) -> Router {
         .route("/v1/collections/{collection}/documents", get(documents::list))
         .route("/v1/collections/{collection}/documents/{id}", get(documents::get))
         .route("/v1/collections/{collection}/search", get(search::get).post(search::post))
+        .route("/v1/operations/{operation}", get(outbox::operation))
         .route("/v1/collections/{collection}/suggest", get(operations::suggest))
         .route("/v1/collections/{collection}/analytics/popular", get(operations::popular))
         .route("/v1/collections/{collection}/analytics/no-hits", get(operations::no_hits));
@@ -126,7 +128,10 @@ pub fn router(state: AppState) -> Router {
     // An import lasts as long as its input; it bounds the wait for each part itself.
     let import =
         Router::new().route("/v1/collections/{collection}/documents", post(documents::import));
-    let admin = Router::new().route("/v1/admin/cache/invalidate", post(operations::invalidate));
+    let admin = Router::new()
+        .route("/v1/admin/cache/invalidate", post(operations::invalidate))
+        .route("/v1/collections/{collection}/dead-letters", get(outbox::dead_letters))
+        .route("/v1/collections/{collection}/dead-letters/retry", post(outbox::retry));
     let guard = |scope| from_fn_with_state((state.clone(), scope), access::authorize);
     let deadline = || from_fn_with_state(state.clone(), access::deadline);
 

@@ -2,26 +2,35 @@
 //!
 //! A write is acknowledged after the store has it on disk and every search sees it. The store
 //! commits first, so an index can only lag behind, and what it lacks is replayed from the store.
+//!
+//! Where several servers share the store, a write is acknowledged when it is committed together
+//! with its rows of the outbox; workers embed and index it, see [`crate::worker`].
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use futures::{Stream, StreamExt, TryStreamExt, pin_mut, stream};
 use tracing::warn;
 
 use crate::catalog::{Catalog, CatalogError, OpenCollection};
-use crate::domain::{Document, FieldError, Schema};
+use crate::domain::{Document, FieldError, Operation, Schema};
 use crate::metrics::Metrics;
 use crate::ports::{
     Changes, Class, Committed, DocumentWrite, EmbedError, Embedder, Embedding, IndexedDocument,
-    StoreError, StoredVector, Urgency,
+    Progress, StoreError, StoredVector, Urgency,
 };
 
 /// Documents that are embedded, committed and indexed together.
 pub const CHUNK: usize = 256;
 /// Chunks that are embedded while an earlier one is committed.
 const CHUNKS_AHEAD: usize = 2;
+/// When a write that was refused because of the backlog may be tried again.
+const BACKLOG_RETRY: Duration = Duration::from_secs(5);
+/// Pauses between two looks at an operation that is waited for.
+const FIRST_PAUSE: Duration = Duration::from_millis(10);
+const LONGEST_PAUSE: Duration = Duration::from_millis(250);
 
 pub struct Ingest {
     pub catalog: Arc<Catalog>,
@@ -29,6 +38,9 @@ pub struct Ingest {
     pub metrics: Arc<Metrics>,
     /// Longest time that a chunk may wait for its embeddings.
     pub embed_timeout: Duration,
+    /// Documents that wait for the workers, as last counted, and how many may.
+    pub backlog: Arc<AtomicU64>,
+    pub max_backlog: u64,
 }
 
 /// What an upsert did.
@@ -44,6 +56,10 @@ pub struct Upserted {
     pub truncated: u64,
     /// Generation of the collection that has all of them.
     pub generation: i64,
+    /// Where workers index what was written: the operation to ask for, see `/v1/operations`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
+    pub operation: Option<Operation>,
 }
 
 /// Why documents were not written.
@@ -105,6 +121,7 @@ impl Ingest {
             };
             match committed.await {
                 Ok(Some(chunk)) => {
+                    written.operation = Operation::joined(written.operation, chunk.operation);
                     written.upserted += chunk.upserted;
                     written.embedded += chunk.embedded;
                     written.truncated += chunk.truncated;
@@ -127,29 +144,33 @@ impl Ingest {
             .map_err(|interrupted| interrupted.error)
     }
 
-    /// Deletes documents; those that do not exist are no error. The number deleted.
+    /// Deletes documents; those that do not exist are no error. The number deleted, in `upserted`.
     pub async fn delete(
         &self,
         collection: &Arc<OpenCollection>,
         ids: Vec<String>,
-    ) -> Result<u64, IngestError> {
+    ) -> Result<Deleted, IngestError> {
         let this = self.clone_parts();
         let collection = Arc::clone(collection);
         // On its own task: a client that leaves must not leave the index behind the store.
         run_to_end(async move {
             let mut indexed = collection.writer.lock().await;
             let committed = this.catalog.store.delete(collection.id, &ids).await?;
-            if committed.keys.is_empty() {
-                return Ok(0);
+            let deleted = committed.keys.len() as u64;
+            if deleted == 0 {
+                return Ok(Deleted::default());
+            }
+            if this.catalog.outbox.is_some() {
+                let operation = Operation::of(&collection.name, committed.generation, deleted);
+                return Ok(Deleted { deleted, operation: Some(operation) });
             }
             let changes = Changes {
                 generation: committed.generation,
                 upserts: Vec::new(),
                 deletes: committed.keys.clone(),
             };
-            let deleted = committed.keys.len() as u64;
             this.index(&collection, &mut indexed, &committed, changes).await?;
-            Ok(deleted)
+            Ok(Deleted { deleted, operation: None })
         })
         .await
     }
@@ -172,6 +193,18 @@ impl Ingest {
             documents.iter().map(|(_, document)| document.text(&schema).into()).collect();
         let hashes: Vec<[u8; 32]> =
             texts.iter().map(|text| blake3::hash(text.as_bytes()).into()).collect();
+        if self.catalog.outbox.is_some() {
+            self.room().await?;
+            let writes = documents
+                .into_iter()
+                .zip(texts.iter().zip(hashes))
+                .map(|((place, document), (text, text_hash))| {
+                    let text = text.to_string();
+                    (place, DocumentWrite { document, text, text_hash, embedding: None })
+                })
+                .collect();
+            return Ok(Prepared { truncated: 0, writes, embedded: 0 });
+        }
         let ids: Vec<String> = documents.iter().map(|(_, d)| d.id.clone()).collect();
         let stored = self.catalog.store.embedded(collection.id, &ids).await?;
         let known: Vec<_> = stored
@@ -181,8 +214,13 @@ impl Ingest {
             .collect();
         let wanted: Vec<usize> = (0..texts.len()).filter(|i| known[*i].is_none()).collect();
         let wanted_texts = wanted.iter().map(|i| Arc::clone(&texts[*i])).collect();
-        let mut embeddings: HashMap<usize, _> =
-            wanted.iter().copied().zip(self.embed(wanted_texts).await?).collect();
+        let deadline = Instant::now() + self.embed_timeout;
+        let urgency = Urgency { class: Class::Bulk, deadline };
+        let mut embeddings: HashMap<usize, _> = wanted
+            .iter()
+            .copied()
+            .zip(self.embedder.embed_patiently(wanted_texts, urgency).await?)
+            .collect();
         let embedded = embeddings.len() as u64;
         let mut writes = Vec::with_capacity(documents.len());
         let mut truncated = 0;
@@ -206,26 +244,6 @@ impl Ingest {
         Ok(Prepared { truncated, writes, embedded })
     }
 
-    /// Embeds in bulk. A full queue is waited for: the input is only read as fast as it is written.
-    async fn embed(&self, texts: Vec<Arc<str>>) -> Result<Vec<Embedding>, EmbedError> {
-        if texts.is_empty() {
-            return Ok(Vec::new());
-        }
-        let deadline = Instant::now() + self.embed_timeout;
-        loop {
-            let urgency = Urgency { class: Class::Bulk, deadline };
-            match self.embedder.embed(texts.clone(), urgency).await {
-                Err(EmbedError::Overloaded { retry_after })
-                    if Instant::now() + retry_after < deadline =>
-                {
-                    let jitter = rand::random_range(0.5..1.0);
-                    tokio::time::sleep(retry_after.mul_f64(jitter)).await;
-                }
-                result => return result,
-            }
-        }
-    }
-
     async fn commit(
         &self,
         collection: &Arc<OpenCollection>,
@@ -235,6 +253,49 @@ impl Ingest {
         let collection = Arc::clone(collection);
         run_to_end(async move { this.commit(&collection, prepared).await }).await
     }
+
+    /// Refuses a write when too many documents wait for the workers.
+    async fn room(&self) -> Result<(), IngestError> {
+        let waiting = self.backlog.load(Ordering::Relaxed);
+        if waiting <= self.max_backlog {
+            return Ok(());
+        }
+        Err(EmbedError::Overloaded { retry_after: BACKLOG_RETRY }.into())
+    }
+
+    /// Waits until what was written is indexed, at most until `deadline`; what became of it.
+    pub async fn wait(
+        &self,
+        operation: &Operation,
+        deadline: Instant,
+    ) -> Result<Progress, IngestError> {
+        let mut pause = FIRST_PAUSE;
+        loop {
+            let progress = self.progress(operation).await?;
+            if progress.pending == 0 || Instant::now() + pause >= deadline {
+                return Ok(progress);
+            }
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(LONGEST_PAUSE);
+        }
+    }
+
+    pub async fn progress(&self, operation: &Operation) -> Result<Progress, IngestError> {
+        let collection = self.catalog.get(&operation.collection).await?;
+        match &self.catalog.outbox {
+            Some(outbox) => {
+                Ok(outbox.progress(collection.id, operation.first..=operation.last).await?)
+            }
+            None => Ok(Progress::default()),
+        }
+    }
+}
+
+/// What a deletion did.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Deleted {
+    pub deleted: u64,
+    pub operation: Option<Operation>,
 }
 
 struct Prepared {
@@ -265,12 +326,18 @@ impl Writer {
         let writes: Vec<DocumentWrite> = prepared.writes.into_iter().map(|(_, w)| w).collect();
         let committed = self.catalog.store.upsert(collection.id, &writes, changed).await?;
         collection.set_schema(schema.clone());
+        let queued = self.catalog.outbox.is_some();
+        let count = writes.len() as u64;
         let upserted = Upserted {
+            operation: queued.then(|| Operation::of(&collection.name, committed.generation, count)),
             upserted: writes.len() as u64,
             embedded: prepared.embedded,
             truncated: prepared.truncated,
             generation: committed.generation,
         };
+        if queued {
+            return Ok(upserted);
+        }
         let upserts = committed
             .keys
             .iter()

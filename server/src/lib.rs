@@ -19,3 +19,4 @@ pub mod ports;
 pub mod search;
 pub mod split;
 pub mod strict;
+pub mod worker;

@@ -97,6 +97,14 @@ metrics! {
     /// Documents by collection.
     documents: IntGaugeVec = |help| IntGaugeVec::new(
         Opts::new("sextant_documents", help), &["collection"]);
+    /// Documents that workers took, by outcome (indexed, failed, set-aside).
+    worker_documents: IntCounterVec = |help| IntCounterVec::new(
+        Opts::new("sextant_worker_documents_total", help), &["outcome"]);
+    /// Documents in the outbox by state (waiting, set-aside).
+    outbox_documents: IntGaugeVec = |help| IntGaugeVec::new(
+        Opts::new("sextant_outbox_documents", help), &["state"]);
+    /// Age of the oldest write that is not indexed yet.
+    update_lag: Gauge = |help| Gauge::new("sextant_update_lag_seconds", help);
     /// Query counts that were dropped because too many distinct queries waited to be stored.
     popularity_dropped: Counter = |help| Counter::new(
         "sextant_popularity_dropped_total", help);

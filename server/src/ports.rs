@@ -1,6 +1,7 @@
 //! What the use cases need from the outside: one trait a need. The suites under `tests/contract`
 //! say what every adapter must do.
 
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -36,6 +37,29 @@ pub trait Embedder: Send + Sync + 'static {
         texts: Vec<Arc<str>>,
         urgency: Urgency,
     ) -> Result<Vec<Embedding>, EmbedError>;
+
+    /// As [`Self::embed`], but a full queue is waited for until the deadline: for texts that are only
+    /// read as fast as they are embedded.
+    async fn embed_patiently(
+        &self,
+        texts: Vec<Arc<str>>,
+        urgency: Urgency,
+    ) -> Result<Vec<Embedding>, EmbedError> {
+        if texts.is_empty() {
+            return Ok(Vec::new());
+        }
+        loop {
+            match self.embed(texts.clone(), urgency).await {
+                Err(EmbedError::Overloaded { retry_after })
+                    if Instant::now() + retry_after < urgency.deadline =>
+                {
+                    let jitter = rand::random_range(0.5..1.0);
+                    tokio::time::sleep(retry_after.mul_f64(jitter)).await;
+                }
+                result => return result,
+            }
+        }
+    }
 
     /// Whether a text would be taken now. Cheap: under overload most requests end here.
     ///
@@ -453,8 +477,12 @@ pub trait Outbox: Send + Sync + 'static {
         failure: Option<&Failure>,
     ) -> Result<u64, StoreError>;
 
-    /// What became of the writes of one generation of a collection.
-    async fn progress(&self, collection: i64, generation: i64) -> Result<Progress, StoreError>;
+    /// What became of the writes of some generations of a collection.
+    async fn progress(
+        &self,
+        collection: i64,
+        generations: RangeInclusive<i64>,
+    ) -> Result<Progress, StoreError>;
 
     /// Documents set aside, in the order of their identifiers after `after`.
     async fn set_aside(
@@ -512,9 +540,9 @@ pub struct Failure {
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Progress {
-    /// Documents of that generation that wait or are being worked on.
+    /// Documents of those generations that wait or are being worked on.
     pub pending: u64,
-    /// Documents of that generation that were set aside.
+    /// Documents of those generations that were set aside.
     pub set_aside: u64,
 }
 

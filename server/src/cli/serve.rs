@@ -174,14 +174,22 @@ async fn start(
     let index: Arc<dyn SearchIndex> =
         Arc::new(tokio::task::spawn_blocking(move || LocalIndex::open(&root, options)).await??);
     let catalog = Arc::new(
-        Catalog::open(Arc::clone(&store), Arc::clone(&index), model.version, Arc::clone(metrics))
-            .await?,
+        Catalog::open(
+            Arc::clone(&store),
+            Arc::clone(&index),
+            None,
+            model.version,
+            Arc::clone(metrics),
+        )
+        .await?,
     );
     let ingest = Arc::new(Ingest {
         catalog: Arc::clone(&catalog),
         embedder: Arc::clone(&embedder),
         metrics: Arc::clone(metrics),
         embed_timeout: Duration::from_millis(config.server.import_timeout_ms),
+        backlog: Arc::default(),
+        max_backlog: config.worker.max_backlog,
     });
     for (collection, file) in seeds {
         seed(&catalog, &ingest, collection, file).await?;

@@ -73,7 +73,7 @@ pub async fn get(
     Path(collection): Path<String>,
 ) -> Result<Json<CollectionInfo>, Problem> {
     let catalog = &state.services()?.catalog;
-    Ok(Json(CollectionInfo::of(&*catalog.get(&collection)?, &catalog.model)))
+    Ok(Json(CollectionInfo::of(&*catalog.get(&collection).await?, &catalog.model)))
 }
 
 /// Create a collection, or change its schema: attributes can be added and the default mode changed.

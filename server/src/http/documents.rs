@@ -5,7 +5,7 @@ use std::time::Duration;
 use axum::Json;
 use axum::body::Body;
 use axum::extract::State;
-use axum::http::{HeaderMap, StatusCode, header};
+use axum::http::{HeaderMap, header};
 use axum::response::{IntoResponse, Response};
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -17,6 +17,7 @@ use super::AppState;
 use super::body::{self, Bounds};
 use super::error::Problem;
 use super::extract::{JsonBody, Params, Path, media_type, unsupported};
+use super::outbox::{self, OperationStatus, WriteParams};
 
 use crate::domain::Document;
 use crate::domain::document::id_fault;
@@ -46,17 +47,20 @@ pub struct DocumentList {
 /// Upsert documents: a JSON array, a single document, or one document a line
 /// (`application/x-ndjson`). The body is streamed and written in parts of 256 documents; each part
 /// is written whole or not at all. On an error `upserted` tells how many were written before it.
+/// Where workers index what is written, the answer is 202 with the operation, unless `wait` is true.
 #[utoipa::path(post, path = "/v1/collections/{collection}/documents", tag = "documents",
-    params(("collection" = String, Path)), request_body(content(("application/json"), ("application/x-ndjson"))),
-    responses((status = 200, body = Upserted), (status = "4XX", body = Problem), (status = "5XX", body = Problem)))]
+    params(("collection" = String, Path), ("wait" = Option<bool>, Query)), request_body(content(("application/json"), ("application/x-ndjson"))),
+    responses((status = 200, body = Upserted), (status = 202, body = Upserted),
+        (status = "4XX", body = Problem), (status = "5XX", body = Problem)))]
 pub async fn import(
     State(state): State<AppState>,
     Path(collection): Path<String>,
+    Params(params): Params<WriteParams>,
     headers: HeaderMap,
     body: Body,
-) -> Result<Json<Upserted>, Problem> {
+) -> Result<Response, Problem> {
     let services = state.services()?;
-    let collection = services.catalog.get_compatible(&collection)?;
+    let collection = services.catalog.get_compatible(&collection).await?;
     let format = match media_type(&headers).as_str() {
         "application/json" => Format::Json,
         "application/x-ndjson" | "application/jsonl" | "application/json-lines" => Format::Lines,
@@ -68,7 +72,9 @@ pub async fn import(
         idle_timeout: Duration::from_millis(state.config.import_timeout_ms),
     };
     let documents = body::documents(body, format, bounds);
-    Ok(Json(services.ingest.upsert_stream(&collection, documents).await?))
+    let upserted = services.ingest.upsert_stream(&collection, documents).await?;
+    let timeout = Duration::from_millis(state.config.import_timeout_ms);
+    outbox::written(services, params, timeout, upserted).await
 }
 
 /// List documents.
@@ -82,7 +88,7 @@ pub async fn list(
     Params(params): Params<ListParams>,
 ) -> Result<Json<DocumentList>, Problem> {
     let catalog = &state.services()?.catalog;
-    let collection = catalog.get(&collection)?;
+    let collection = catalog.get(&collection).await?;
     let limit = params.limit.unwrap_or(DEFAULT_LIMIT);
     if !(1..=MAX_LIMIT).contains(&limit) {
         return Err(Problem::field("limit", format!("must be 1 to {MAX_LIMIT}")));
@@ -116,7 +122,7 @@ pub async fn get(
     Path((collection, id)): Path<(String, String)>,
 ) -> Result<Response, Problem> {
     let catalog = &state.services()?.catalog;
-    let collection = catalog.get(&collection)?;
+    let collection = catalog.get(&collection).await?;
     let stored = catalog.store.get(collection.id, &id).await?.ok_or_else(|| missing(&id))?;
     Ok(([(header::ETAG, version(&stored))], Json(stored.document)).into_response())
 }
@@ -131,15 +137,16 @@ fn missing(id: &str) -> Problem {
 
 /// Write a document. The body may leave out `id`.
 #[utoipa::path(put, path = "/v1/collections/{collection}/documents/{id}", tag = "documents",
-    params(("collection" = String, Path), ("id" = String, Path)), request_body = Object,
-    responses((status = 200, body = Upserted), (status = "4XX", body = Problem), (status = "5XX", body = Problem)))]
+    params(("collection" = String, Path), ("id" = String, Path), ("wait" = Option<bool>, Query)), request_body = Object,
+    responses((status = 200, body = Upserted), (status = 202, body = Upserted), (status = "4XX", body = Problem), (status = "5XX", body = Problem)))]
 pub async fn put(
     State(state): State<AppState>,
     Path((collection, id)): Path<(String, String)>,
+    Params(params): Params<WriteParams>,
     JsonBody(mut body): JsonBody<Value>,
-) -> Result<Json<Upserted>, Problem> {
+) -> Result<Response, Problem> {
     let services = state.services()?;
-    let collection = services.catalog.get_compatible(&collection)?;
+    let collection = services.catalog.get_compatible(&collection).await?;
     if let Some(reason) = id_fault(&id) {
         return Err(Problem::field("id", reason));
     }
@@ -154,21 +161,26 @@ pub async fn put(
         }
     }
     let document = Document::parse(body, "").map_err(Problem::invalid)?;
-    Ok(Json(services.ingest.upsert(&collection, document).await?))
+    let upserted = services.ingest.upsert(&collection, document).await?;
+    let timeout = Duration::from_millis(state.config.request_timeout_ms);
+    outbox::written(services, params, timeout, upserted).await
 }
 
 /// Delete a document.
 #[utoipa::path(delete, path = "/v1/collections/{collection}/documents/{id}", tag = "documents",
-    params(("collection" = String, Path), ("id" = String, Path)),
-    responses((status = 204), (status = "4XX", body = Problem), (status = "5XX", body = Problem)))]
+    params(("collection" = String, Path), ("id" = String, Path), ("wait" = Option<bool>, Query)),
+    responses((status = 204), (status = 202, body = OperationStatus), (status = "4XX", body = Problem), (status = "5XX", body = Problem)))]
 pub async fn delete(
     State(state): State<AppState>,
     Path((collection, id)): Path<(String, String)>,
-) -> Result<StatusCode, Problem> {
+    Params(params): Params<WriteParams>,
+) -> Result<Response, Problem> {
     let services = state.services()?;
-    let collection = services.catalog.get_compatible(&collection)?;
-    match services.ingest.delete(&collection, vec![id.clone()]).await? {
-        0 => Err(missing(&id)),
-        _ => Ok(StatusCode::NO_CONTENT),
+    let collection = services.catalog.get_compatible(&collection).await?;
+    let deletion = services.ingest.delete(&collection, vec![id.clone()]).await?;
+    if deletion.deleted == 0 {
+        return Err(missing(&id));
     }
+    let timeout = Duration::from_millis(state.config.request_timeout_ms);
+    outbox::deleted(services, params, timeout, deletion.operation).await
 }

@@ -7,7 +7,7 @@ use utoipa::openapi::security::{Http, HttpAuthScheme, SecurityScheme};
 use utoipa::{Modify, OpenApi};
 use utoipa_swagger_ui::{Config, SwaggerUi};
 
-use super::{AppState, collections, documents, embeddings, health, operations, search};
+use super::{AppState, collections, documents, embeddings, health, operations, outbox, search};
 
 #[derive(OpenApi)]
 #[openapi(
@@ -18,6 +18,7 @@ use super::{AppState, collections, documents, embeddings, health, operations, se
         collections::list, collections::get, collections::put, collections::delete,
         documents::import, documents::list, documents::get, documents::put, documents::delete,
         embeddings::embeddings,
+        outbox::operation, outbox::dead_letters, outbox::retry,
         operations::suggest, operations::popular, operations::no_hits, operations::invalidate,
         health::livez, health::readyz, health::info,
     ),

@@ -54,7 +54,7 @@ async fn queries(
 ) -> Result<Vec<QueryStatistics>, Problem> {
     let limit = checked(limit)?;
     let services = state.services()?;
-    let collection = services.catalog.get(collection)?;
+    let collection = services.catalog.get(collection).await?;
     Ok(services.catalog.store.queries(collection.id, selection, limit).await?)
 }
 
@@ -125,7 +125,7 @@ pub async fn invalidate(
 ) -> Result<Json<Invalidated>, Problem> {
     let services = state.services()?;
     let collection = match &request.collection {
-        Some(name) => Some(services.catalog.get(name)?.id),
+        Some(name) => Some(services.catalog.get(name).await?.id),
         None => None,
     };
     let (scope, invalidation) = match (request.all, collection, request.query) {

@@ -110,7 +110,7 @@ pub async fn post(
     JsonBody(request): JsonBody<SearchRequest>,
 ) -> Result<Response, Problem> {
     let services = state.services()?;
-    let collection = services.catalog.get_compatible(&collection)?;
+    let collection = services.catalog.get_compatible(&collection).await?;
     let query = parse(request, &collection, &state, deadline, no_cache(&headers))?;
     let found = services.search.run(&collection, &query).await?;
     count(services, &collection, caller, &query, &found);
@@ -135,7 +135,7 @@ pub async fn get(
     Params(request): Params<SearchRequest>,
 ) -> Result<Response, Problem> {
     let services = state.services()?;
-    let collection = services.catalog.get_compatible(&collection)?;
+    let collection = services.catalog.get_compatible(&collection).await?;
     let query = parse(request, &collection, &state, deadline, no_cache(&headers))?;
     // Weak: the hits are the same, the time and the request id are not.
     let tag = format!("W/\"{}\"", URL_SAFE_NO_PAD.encode(services.search.tag(&collection, &query)));

@@ -157,10 +157,15 @@ impl TestApp {
         let index = LocalIndex::open(&folder.path().join("index"), Options::default()).unwrap();
         let index: Arc<dyn SearchIndex> = Arc::new(index);
         let model = embedder.model().version.clone();
-        let catalog =
-            Catalog::open(Arc::clone(&store), Arc::clone(&index), model, Arc::clone(&metrics))
-                .await
-                .unwrap();
+        let catalog = Catalog::open(
+            Arc::clone(&store),
+            Arc::clone(&index),
+            None,
+            model,
+            Arc::clone(&metrics),
+        )
+        .await
+        .unwrap();
         let catalog = Arc::new(catalog);
         let port: Arc<dyn Embedder> = Arc::clone(&embedder) as _;
         let search = Search::new(
@@ -175,6 +180,8 @@ impl TestApp {
             embedder: Arc::clone(&port),
             metrics: Arc::clone(&metrics),
             embed_timeout: Duration::from_secs(5),
+            backlog: Arc::default(),
+            max_backlog: 0,
         };
         let popularity = Arc::new(Popularity::new(Arc::clone(&store), Arc::clone(&metrics)));
         if !setup.not_started {

@@ -1,0 +1,271 @@
+//! Workers: embed and index what writes left in the outbox.
+//!
+//! At least once and idempotent: a row is removed only after the index has its change, and a
+//! change that is applied twice changes nothing. A document is claimed by one worker at a time, so
+//! its changes reach the index in their order. A worker gives up well before its lease ends, so
+//! that what it still sends cannot overtake the one that claims after it.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use rand::Rng;
+use tokio::time::timeout;
+use tracing::{info, warn};
+
+use crate::catalog::Catalog;
+use crate::domain::{Collection, Key};
+use crate::metrics::Metrics;
+use crate::ports::{
+    Changes, Claimed, ClaimedDocument, ClaimedRow, Class, Done, EmbedError, Embedder, Failure,
+    IndexError, IndexedCollection, IndexedDocument, Outbox, StoreError, StoredVector, Urgency,
+};
+
+/// Shares of a lease that embedding and the whole batch may take.
+const EMBED_SHARE: f64 = 0.4;
+const WORK_SHARE: f64 = 0.8;
+/// A document that failed is tried again after this, then twice, four times … as long.
+const FIRST_DELAY: Duration = Duration::from_secs(1);
+/// Longest reason that is kept of a failure, in characters.
+const MAX_REASON: usize = 500;
+
+#[derive(Clone, Debug)]
+pub struct WorkerOptions {
+    /// Documents claimed at a time.
+    pub batch: usize,
+    pub lease: Duration,
+    pub max_attempts: u32,
+}
+
+pub struct Worker {
+    pub catalog: Arc<Catalog>,
+    pub outbox: Arc<dyn Outbox>,
+    pub embedder: Arc<dyn Embedder>,
+    pub metrics: Arc<Metrics>,
+    pub options: WorkerOptions,
+    /// Unique among all workers of all servers.
+    pub name: String,
+    /// Told of every collection whose visible generation was raised.
+    pub raised: Box<dyn Fn(i64, i64) + Send + Sync>,
+}
+
+/// Why a batch was given back; it is claimed again later.
+#[derive(Debug, thiserror::Error)]
+pub enum WorkError {
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error(transparent)]
+    Embed(EmbedError),
+    #[error(transparent)]
+    Index(IndexError),
+    #[error("the batch took longer than its lease allows")]
+    TooSlow,
+}
+
+/// Why one part of a batch was not done.
+enum Fault {
+    /// Of the document: trying it again is counted.
+    Poison(String),
+    /// Of what the worker needs: nothing is counted, all of the batch waits.
+    Environment(WorkError),
+}
+
+impl Worker {
+    /// Claims a batch and works on it; false when there was none.
+    ///
+    /// # Errors
+    /// When a dependency is not available. The batch is due again.
+    pub async fn run_once(&self) -> Result<bool, WorkError> {
+        let lease = self.options.lease;
+        let Some(claimed) = self.outbox.claim(&self.name, self.options.batch, lease).await? else {
+            return Ok(false);
+        };
+        let collection = claimed.collection.id;
+        let keys: Vec<Key> = claimed.rows.iter().map(|row| row.key).collect();
+        let worked = timeout(lease.mul_f64(WORK_SHARE), self.work(claimed)).await;
+        let error = match worked {
+            Ok(Ok(())) => return Ok(true),
+            Ok(Err(error)) => error,
+            Err(_) => WorkError::TooSlow,
+        };
+        // When this fails, too, the lease runs out.
+        if let Err(error) = self.outbox.release(&self.name, collection, &keys, None).await {
+            warn!(%error, "could not give a batch back, its lease must run out");
+        }
+        Err(error)
+    }
+
+    async fn work(&self, claimed: Claimed) -> Result<(), WorkError> {
+        let Claimed { collection, rows } = claimed;
+        let description = IndexedCollection {
+            id: collection.id,
+            name: collection.name.clone(),
+            dimension: collection.embedding.dimension,
+        };
+        self.catalog.index.open(&description).await.map_err(WorkError::Index)?;
+        match self.part(&collection, rows.clone()).await {
+            Ok(()) => Ok(()),
+            Err(Fault::Environment(error)) => Err(error),
+            Err(Fault::Poison(reason)) if rows.len() == 1 => {
+                self.fail(&collection, &rows[0], reason).await
+            }
+            // One of them spoils the batch: each alone shows which.
+            Err(Fault::Poison(_)) => {
+                for row in rows {
+                    match self.part(&collection, vec![row.clone()]).await {
+                        Ok(()) => {}
+                        Err(Fault::Environment(error)) => return Err(error),
+                        Err(Fault::Poison(reason)) => self.fail(&collection, &row, reason).await?,
+                    }
+                }
+                Ok(())
+            }
+        }
+    }
+
+    /// Embeds, indexes and completes some rows.
+    async fn part(&self, collection: &Collection, rows: Vec<ClaimedRow>) -> Result<(), Fault> {
+        let made = self.embed(collection, &rows).await?;
+        let mut changes = Changes::default();
+        let mut done = Vec::with_capacity(rows.len());
+        for (row, made) in rows.into_iter().zip(made) {
+            changes.generation = changes.generation.max(row.version);
+            match row.document {
+                None => changes.deletes.push(row.key),
+                Some(ClaimedDocument { document, embedding }) => {
+                    let Some(vector) = made.as_ref().or(embedding.as_ref()) else {
+                        return Err(Fault::Poison("no vector was made".to_owned()));
+                    };
+                    changes.upserts.push(IndexedDocument {
+                        key: row.key,
+                        version: row.version,
+                        text: document.text(&collection.schema),
+                        document: document.without_texts(&collection.schema),
+                        vector: Arc::clone(&vector.vector),
+                    });
+                }
+            }
+            done.push(Done { key: row.key, version: row.version, embedding: made });
+        }
+        self.catalog.index.apply(collection.id, changes).await.map_err(|error| match error {
+            IndexError::Io { .. } => Fault::Poison(reason(&error)),
+            error => Fault::Environment(WorkError::Index(error)),
+        })?;
+        let visible = self
+            .outbox
+            .complete(&self.name, collection.id, &done)
+            .await
+            .map_err(|error| Fault::Environment(error.into()))?;
+        self.metrics.worker_documents.with_label_values(&["indexed"]).inc_by(done.len() as u64);
+        self.catalog.raise(collection.id, visible);
+        (self.raised)(collection.id, visible);
+        Ok(())
+    }
+
+    /// Vectors for the rows that need one made.
+    async fn embed(
+        &self,
+        collection: &Collection,
+        rows: &[ClaimedRow],
+    ) -> Result<Vec<Option<StoredVector>>, Fault> {
+        let mut made = vec![None; rows.len()];
+        let (mut places, mut texts) = (Vec::new(), Vec::<Arc<str>>::new());
+        for (place, row) in rows.iter().enumerate() {
+            if let Some(ClaimedDocument { document, embedding: None }) = &row.document {
+                places.push(place);
+                texts.push(document.text(&collection.schema).into());
+            }
+        }
+        if texts.is_empty() {
+            return Ok(made);
+        }
+        let deadline = Instant::now() + self.options.lease.mul_f64(EMBED_SHARE);
+        let urgency = Urgency { class: Class::Bulk, deadline };
+        let embeddings = match self.embedder.embed_patiently(texts, urgency).await {
+            Ok(embeddings) => embeddings,
+            Err(error @ EmbedError::Failed(_)) => return Err(Fault::Poison(error.to_string())),
+            Err(error) => return Err(Fault::Environment(WorkError::Embed(error))),
+        };
+        for (place, embedding) in places.into_iter().zip(embeddings) {
+            let (vector, truncated) = (embedding.vector, embedding.truncated);
+            made[place] = Some(StoredVector { vector, truncated });
+        }
+        Ok(made)
+    }
+
+    async fn fail(
+        &self,
+        collection: &Collection,
+        row: &ClaimedRow,
+        reason: String,
+    ) -> Result<(), WorkError> {
+        let reason: String = reason.chars().take(MAX_REASON).collect();
+        warn!(collection = %collection.name, key = row.key, reason, "a document failed");
+        let failure =
+            Failure { reason, max_attempts: self.options.max_attempts, delay: FIRST_DELAY };
+        let keys = [row.key];
+        let aside = self.outbox.release(&self.name, collection.id, &keys, Some(&failure)).await?;
+        let outcome = if aside > 0 { "set-aside" } else { "failed" };
+        self.metrics.worker_documents.with_label_values(&[outcome]).inc();
+        Ok(())
+    }
+}
+
+fn reason(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    text
+}
+
+/// Works until `stop` is true, then ends after the batch at hand. Without work it looks again
+/// after `poll`; after a failure it waits longer each time, with jitter.
+pub async fn run(worker: Worker, poll: Duration, mut stop: tokio::sync::watch::Receiver<bool>) {
+    const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+    let mut failures: u32 = 0;
+    while !*stop.borrow() {
+        let pause = match worker.run_once().await {
+            Ok(true) => {
+                failures = 0;
+                continue;
+            }
+            Ok(false) => {
+                failures = 0;
+                poll
+            }
+            Err(error) => {
+                worker.metrics.background_failures.with_label_values(&["worker"]).inc();
+                if failures == 0 {
+                    warn!(%error, worker = worker.name, "a worker's batch was given back");
+                }
+                failures = failures.saturating_add(1);
+                (poll * 2_u32.saturating_pow(failures.min(16))).min(LONGEST_PAUSE)
+            }
+        };
+        let pause = pause.mul_f64(rand::rng().random_range(0.5..1.0));
+        // A closed channel means the end, too.
+        if timeout(pause, stop.changed()).await.is_ok_and(|changed| changed.is_err()) {
+            break;
+        }
+    }
+    info!(worker = worker.name, "worker ended");
+}
+
+/// Counts what waits in the outbox, for the metrics and for those who refuse writes by it.
+pub async fn count_backlog(
+    outbox: &dyn Outbox,
+    metrics: &Metrics,
+    waiting: &AtomicU64,
+) -> Result<(), StoreError> {
+    let backlog = outbox.backlog().await?;
+    waiting.store(backlog.rows, Ordering::Relaxed);
+    let gauge = |rows: u64| i64::try_from(rows).unwrap_or(i64::MAX);
+    metrics.outbox_documents.with_label_values(&["waiting"]).set(gauge(backlog.rows));
+    metrics.outbox_documents.with_label_values(&["set-aside"]).set(gauge(backlog.set_aside));
+    metrics.update_lag.set(backlog.oldest.as_secs_f64());
+    Ok(())
+}
