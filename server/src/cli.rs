@@ -3,6 +3,7 @@
 mod client;
 mod import;
 mod serve;
+mod stores;
 
 use std::io::{IsTerminal, Write};
 use std::path::PathBuf;

@@ -45,6 +45,15 @@ pub struct Services {
     pub ingest: Arc<Ingest>,
     pub popularity: Arc<Popularity>,
     pub embedder: Arc<dyn Embedder>,
+    pub shared: Shared,
+}
+
+/// Which parts are shared with other servers.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Shared {
+    /// Documents and index.
+    pub stores: bool,
+    pub embedder: bool,
 }
 
 /// What every request has at hand. The server listens before it is ready, so that its health can

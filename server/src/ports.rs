@@ -185,6 +185,11 @@ pub trait SearchIndex: Send + Sync + 'static {
     /// Deletes the index of a collection; one that does not exist is no error.
     async fn drop_collection(&self, collection: i64) -> Result<(), IndexError>;
 
+    /// Whether the index can be searched now; the reason when it cannot.
+    async fn health(&self) -> Result<(), IndexError> {
+        Ok(())
+    }
+
     /// Makes everything durable and lets go of files.
     async fn close(&self) -> Result<(), IndexError>;
 }

@@ -7,6 +7,7 @@ use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use clap::Args;
@@ -14,30 +15,33 @@ use futures::stream;
 use indicatif::{ProgressBar, ProgressStyle};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
 use tracing::{error, info, warn};
 use tracing_subscriber::EnvFilter;
 
 use super::Failure;
-use crate::adapters::documents::sqlite::SqliteStore;
+use super::stores::{self, Stores};
 use crate::adapters::embedder::hash::HashEmbedder;
-use crate::adapters::index::local::{LocalIndex, Options as IndexOptions};
 use crate::auth::Keys;
 use crate::catalog::Catalog;
-use crate::config::{Config, EmbedderKind, LogConfig, LogFormat};
+use crate::config::{Config, DocumentsKind, EmbedderKind, LogConfig, LogFormat};
 use crate::domain::Document;
 use crate::domain::collection::SchemaChange;
-use crate::http::{self, AppState, Services};
+use crate::http::{self, AppState, Services, Shared};
 use crate::ingest::{Ingest, IngestError};
 use crate::listen::{self, Bounds};
 use crate::metrics::Metrics;
 use crate::popularity::Popularity;
-use crate::ports::{DocumentStore, Embedder, SearchIndex};
+use crate::ports::{DocumentStore, Embedder, Outbox, SearchIndex};
 use crate::search::Search;
 use crate::split::{Format, Splitter, parse};
+use crate::worker::{self, Worker, WorkerOptions};
 
 const HASH_DIMENSION: usize = 64;
 const POPULARITY_PERIOD: Duration = Duration::from_secs(2);
 const KEYS_PERIOD: Duration = Duration::from_secs(1);
+/// How soon a server knows what others did to the collections.
+const REFRESH_PERIOD: Duration = Duration::from_secs(1);
 const REPAIR_PERIOD: Duration = Duration::from_secs(5);
 /// Longest time that closing the stores may take.
 const CLOSE_TIMEOUT: Duration = Duration::from_mins(1);
@@ -127,12 +131,21 @@ struct Parts {
     index: Arc<dyn SearchIndex>,
     popularity: Arc<Popularity>,
     background: Vec<tokio::task::JoinHandle<()>>,
+    stop_workers: watch::Sender<bool>,
+    workers: Vec<tokio::task::JoinHandle<()>>,
 }
 
 impl Parts {
     async fn close(self) {
         for task in &self.background {
             task.abort();
+        }
+        // Each ends after the batch that it has, so that no other server waits for its lease.
+        let _ = self.stop_workers.send(true);
+        for worker in self.workers {
+            if let Err(error) = worker.await {
+                warn!(%error, "a worker was lost; what it had is done by others");
+            }
         }
         if let Err(error) = self.popularity.flush(true).await {
             warn!(%error, "the last query counts are lost");
@@ -150,7 +163,6 @@ async fn start(
     metrics: &Arc<Metrics>,
     seeds: &[(String, PathBuf)],
 ) -> Result<Parts, Failure> {
-    let data_dir = &config.server.data_dir;
     let embedder = load_embedder(config, metrics).await?;
     let model = embedder.model().clone();
     info!(model = model.version.model, device = model.device, "model loaded");
@@ -163,32 +175,24 @@ async fn start(
             &model.device,
         ])
         .set(1.0);
-    let store: Arc<dyn DocumentStore> =
-        Arc::new(SqliteStore::open(&data_dir.join("documents.db")).await?);
-    let options = IndexOptions {
-        expansion_search: config.index.expansion_search,
-        snapshot_every: config.index.snapshot_every,
-        ..IndexOptions::default()
-    };
-    let root = data_dir.join("index");
-    let index: Arc<dyn SearchIndex> =
-        Arc::new(tokio::task::spawn_blocking(move || LocalIndex::open(&root, options)).await??);
+    let Stores { documents: store, outbox, index } = stores::open(config, metrics).await?;
     let catalog = Arc::new(
         Catalog::open(
             Arc::clone(&store),
             Arc::clone(&index),
-            None,
+            outbox.clone(),
             model.version,
             Arc::clone(metrics),
         )
         .await?,
     );
+    let backlog = Arc::new(AtomicU64::new(0));
     let ingest = Arc::new(Ingest {
         catalog: Arc::clone(&catalog),
         embedder: Arc::clone(&embedder),
         metrics: Arc::clone(metrics),
         embed_timeout: Duration::from_millis(config.server.import_timeout_ms),
-        backlog: Arc::default(),
+        backlog: Arc::clone(&backlog),
         max_backlog: config.worker.max_backlog,
     });
     for (collection, file) in seeds {
@@ -202,15 +206,42 @@ async fn start(
         config.cache.embeddings(),
     ));
     let popularity = Arc::new(Popularity::new(Arc::clone(&store), Arc::clone(metrics)));
-    let background = background(state, &catalog, &popularity, metrics);
+    let mut background = background(state, &catalog, &popularity, metrics);
+    let (stop_workers, workers_stop) = watch::channel(false);
+    let mut workers = Vec::new();
+    if let Some(outbox) = outbox {
+        background.push(count_backlog(&outbox, &backlog, metrics));
+        let host = format!("{}-{:08x}", std::process::id(), rand::random::<u32>());
+        for number in 0..config.worker.concurrency {
+            let worker = Worker {
+                catalog: Arc::clone(&catalog),
+                outbox: Arc::clone(&outbox),
+                embedder: Arc::clone(&embedder),
+                metrics: Arc::clone(metrics),
+                options: WorkerOptions {
+                    batch: config.worker.batch,
+                    lease: Duration::from_millis(config.worker.lease_ms),
+                    max_attempts: config.worker.max_attempts,
+                },
+                name: format!("{host}-{number}"),
+                raised: Box::new(|_, _| {}),
+            };
+            let poll = Duration::from_millis(config.worker.poll_ms);
+            workers.push(tokio::spawn(worker::run(worker, poll, workers_stop.clone())));
+        }
+    }
     state.start(Services {
         catalog,
         search,
         ingest,
         popularity: Arc::clone(&popularity),
         embedder,
+        shared: Shared {
+            stores: config.documents.kind == DocumentsKind::Postgres,
+            embedder: config.embedder.kind == EmbedderKind::Remote,
+        },
     });
-    Ok(Parts { store, index, popularity, background })
+    Ok(Parts { store, index, popularity, background, stop_workers, workers })
 }
 
 fn background(
@@ -224,6 +255,13 @@ fn background(
         repeat("popularity", POPULARITY_PERIOD, metrics, move || {
             let popularity = Arc::clone(&popularity);
             async move { Ok(popularity.flush(false).await?) }
+        }),
+        repeat("collections", REFRESH_PERIOD, metrics, {
+            let catalog = Arc::clone(&catalog);
+            move || {
+                let catalog = Arc::clone(&catalog);
+                async move { Ok(catalog.refresh().await?) }
+            }
         }),
         repeat("repair", REPAIR_PERIOD, metrics, move || {
             let catalog = Arc::clone(&catalog);
@@ -239,6 +277,20 @@ fn background(
             }
         }),
     ]
+}
+
+fn count_backlog(
+    outbox: &Arc<dyn Outbox>,
+    waiting: &Arc<AtomicU64>,
+    metrics: &Arc<Metrics>,
+) -> tokio::task::JoinHandle<()> {
+    let (outbox, waiting) = (Arc::clone(outbox), Arc::clone(waiting));
+    let counted = Arc::clone(metrics);
+    repeat("backlog", REFRESH_PERIOD, metrics, move || {
+        let (outbox, waiting) = (Arc::clone(&outbox), Arc::clone(&waiting));
+        let metrics = Arc::clone(&counted);
+        async move { Ok(worker::count_backlog(&*outbox, &metrics, &waiting).await?) }
+    })
 }
 
 /// Does a task again and again; a failure is counted, told once, and tried again.

@@ -10,9 +10,9 @@ use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::AppState;
 use super::access;
 use super::error::Problem;
+use super::{AppState, Shared};
 use crate::auth::Scope;
 use crate::domain::EmbeddingVersion;
 
@@ -34,29 +34,35 @@ pub async fn livez() -> &'static str {
     "ok\n"
 }
 
-/// Whether requests should come here: 503 while starting, while draining and when a dependency is
-/// down.
+/// Whether requests should come here: 503 while starting, while draining and when a part of this
+/// server is down. What several servers share is told, and makes none of them unready.
 #[utoipa::path(get, path = "/readyz", tag = "health",
     responses((status = 200, body = Readiness), (status = 503, body = Readiness)))]
 pub async fn readyz(State(state): State<AppState>) -> Response {
     let mut dependencies = BTreeMap::new();
+    let mut usable = true;
     let phase = match state.services() {
         Err(_) => "starting",
         Ok(services) => {
-            let embedder = services.embedder.health().err();
-            let check = tokio::time::timeout(CHECK_TIMEOUT, services.catalog.store.health()).await;
-            let documents = match check {
-                Ok(Ok(())) => None,
-                Ok(Err(error)) => Some(error.to_string()),
-                Err(_) => Some("does not answer".to_owned()),
-            };
-            for (name, fault) in [("embedder", embedder), ("documents", documents)] {
+            let catalog = &services.catalog;
+            let (documents, index) =
+                tokio::join!(check(catalog.store.health()), check(catalog.index.health()));
+            let Shared { stores, embedder } = services.shared;
+            let parts = [
+                ("embedder", services.embedder.health().err(), embedder),
+                ("documents", documents, stores),
+                ("index", index, stores),
+            ];
+            for (name, fault, shared) in parts {
+                // When what all servers share is down, none would be ready, and what can still be
+                // answered would reach nobody.
+                usable &= fault.is_none() || shared;
                 dependencies.insert(name.to_owned(), fault.unwrap_or_else(|| "ok".to_owned()));
             }
             if state.is_draining() { "draining" } else { "ready" }
         }
     };
-    let ready = phase == "ready" && dependencies.values().all(|fault| fault == "ok");
+    let ready = phase == "ready" && usable;
     let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     let mut response =
         (status, Json(Readiness { ready, phase: phase.to_owned(), dependencies })).into_response();
@@ -64,6 +70,17 @@ pub async fn readyz(State(state): State<AppState>) -> Response {
         response.headers_mut().insert(header::RETRY_AFTER, header::HeaderValue::from(1));
     }
     response
+}
+
+/// What is wrong with a dependency, if so.
+async fn check<E: std::fmt::Display>(
+    health: impl Future<Output = Result<(), E>>,
+) -> Option<String> {
+    match tokio::time::timeout(CHECK_TIMEOUT, health).await {
+        Ok(Ok(())) => None,
+        Ok(Err(error)) => Some(error.to_string()),
+        Err(_) => Some("does not answer".to_owned()),
+    }
 }
 
 /// Metrics in the text format of Prometheus.

@@ -17,7 +17,7 @@ use sextant_server::adapters::index::local::{LocalIndex, Options};
 use sextant_server::auth::Keys;
 use sextant_server::catalog::Catalog;
 use sextant_server::config::{AuthConfig, Config};
-use sextant_server::http::{AppState, Services, router};
+use sextant_server::http::{AppState, Services, Shared, router};
 use sextant_server::ingest::Ingest;
 use sextant_server::metrics::Metrics;
 use sextant_server::popularity::Popularity;
@@ -191,6 +191,7 @@ impl TestApp {
                 ingest: Arc::new(ingest),
                 popularity: Arc::clone(&popularity),
                 embedder: port,
+                shared: Shared::default(),
             });
         }
         let router = router(state.clone());

@@ -1,0 +1,42 @@
+//! The stores that the configuration asks for.
+
+use std::sync::Arc;
+
+use super::Failure;
+use crate::adapters::documents::sqlite::SqliteStore;
+use crate::adapters::index::local::{LocalIndex, Options};
+use crate::config::{Config, DocumentsKind, IndexKind};
+use crate::metrics::Metrics;
+use crate::ports::{DocumentStore, Outbox, SearchIndex};
+
+pub struct Stores {
+    pub documents: Arc<dyn DocumentStore>,
+    /// Where several servers share the documents.
+    pub outbox: Option<Arc<dyn Outbox>>,
+    pub index: Arc<dyn SearchIndex>,
+}
+
+pub async fn open(config: &Config, _metrics: &Arc<Metrics>) -> Result<Stores, Failure> {
+    let (documents, outbox): (Arc<dyn DocumentStore>, _) = match config.documents.kind {
+        DocumentsKind::Sqlite => {
+            let file = config.server.data_dir.join("documents.db");
+            (Arc::new(SqliteStore::open(&file).await?), None)
+        }
+        DocumentsKind::Postgres => return Err("documents.kind postgres is not built yet".into()),
+    };
+    let index: Arc<dyn SearchIndex> = match config.index.kind {
+        IndexKind::Local => Arc::new(open_local(config).await?),
+        IndexKind::Milvus => return Err("index.kind milvus is not built yet".into()),
+    };
+    Ok(Stores { documents, outbox, index })
+}
+
+async fn open_local(config: &Config) -> Result<LocalIndex, Failure> {
+    let options = Options {
+        expansion_search: config.index.expansion_search,
+        snapshot_every: config.index.snapshot_every,
+        ..Options::default()
+    };
+    let root = config.server.data_dir.join("index");
+    Ok(tokio::task::spawn_blocking(move || LocalIndex::open(&root, options)).await??)
+}
