@@ -10,6 +10,7 @@ mod api;
 pub mod browser;
 pub mod metric;
 mod process;
+pub mod production;
 
 pub use api::{Answer, Api};
 pub use process::{Options, Process, Server, cli, stopped};
