@@ -14,7 +14,7 @@ use tokio::time::timeout;
 use tracing::{info, warn};
 
 use crate::catalog::Catalog;
-use crate::domain::{Collection, Key};
+use crate::domain::{Collection, CollectionName, Key};
 use crate::metrics::Metrics;
 use crate::ports::{
     Changes, Claimed, ClaimedDocument, ClaimedRow, Class, Done, EmbedError, Embedder, Failure,
@@ -60,6 +60,8 @@ pub enum WorkError {
     Index(IndexError),
     #[error("the batch took longer than its lease allows")]
     TooSlow,
+    #[error("collection {0} was embedded by another model than this server's")]
+    OtherModel(CollectionName),
 }
 
 /// Why one part of a batch was not done.
@@ -97,6 +99,9 @@ impl Worker {
 
     async fn work(&self, claimed: Claimed) -> Result<(), WorkError> {
         let Claimed { collection, rows } = claimed;
+        if !collection.embedding.is_compatible(&self.catalog.model) {
+            return Err(WorkError::OtherModel(collection.name));
+        }
         let description = IndexedCollection {
             id: collection.id,
             name: collection.name.clone(),
