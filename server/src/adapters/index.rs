@@ -1,3 +1,5 @@
 //! Search indexes.
 
 pub mod local;
+pub mod milvus;
+mod words;

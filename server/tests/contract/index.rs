@@ -4,6 +4,7 @@
 //! starts empty and can be opened again.
 
 mod local;
+mod milvus;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;

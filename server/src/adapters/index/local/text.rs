@@ -14,20 +14,16 @@ use tantivy::schema::{
     FAST, Field, INDEXED, IndexRecordOption, JsonObjectOptions, OwnedValue, Schema,
     TextFieldIndexing, TextOptions,
 };
-use tantivy::tokenizer::{
-    AsciiFoldingFilter, Language, LowerCaser, RemoveLongFilter, SimpleTokenizer, Stemmer,
-    StopWordFilter, TextAnalyzer,
-};
 use tantivy::{
     DocId, Index, IndexReader, IndexWriter, ReloadPolicy, Searcher, SegmentReader, TantivyDocument,
     TantivyError, Term,
 };
-use unicode_normalization::UnicodeNormalization;
 
 use super::filter::{
     ATTRIBUTES, FilterFields, ID, NUMBERS, escape, indexed_number, indexed_string,
 };
 use super::{Options, failed};
+use crate::adapters::index::words::{self, QueryWords};
 use crate::domain::fusion::{self, Scored};
 use crate::domain::{Filter, Key, Value};
 use crate::ports::{Changes, FacetValue, Facets, IndexError, IndexedDocument};
@@ -36,10 +32,6 @@ use crate::ports::{Changes, FacetValue, Facets, IndexError, IndexedDocument};
 const FORMAT: u32 = 1;
 const KEY: &str = "key";
 const WORDS: &str = "words";
-/// Longest word, in bytes: what is longer is not a word.
-const MAX_WORD_BYTES: usize = 128;
-/// Most words of one query: each is a list of documents to go through.
-const MAX_QUERY_WORDS: usize = 64;
 /// Share of deleted documents that makes a segment worth writing again.
 const DELETED_BEFORE_MERGE: f32 = 0.3;
 
@@ -52,9 +44,7 @@ pub struct Text {
     attributes: Field,
     numbers: Field,
     filters: FilterFields,
-    /// Words of a query without those that every text has, and with them.
-    rare_words: TextAnalyzer,
-    all_words: TextAnalyzer,
+    query_words: QueryWords,
     writer_memory_bytes: usize,
 }
 
@@ -117,7 +107,7 @@ impl Text {
 
     fn new(index: Index, options: &Options) -> Result<Self, TantivyError> {
         let schema = index.schema();
-        index.tokenizers().register(WORDS, words(None));
+        index.tokenizers().register(WORDS, words::analyzer());
         let reader = index.reader_builder().reload_policy(ReloadPolicy::Manual).try_into()?;
         Ok(Self {
             reader,
@@ -127,8 +117,7 @@ impl Text {
             attributes: schema.get_field(ATTRIBUTES)?,
             numbers: schema.get_field(NUMBERS)?,
             filters: FilterFields::of(&schema)?,
-            rare_words: words(StopWordFilter::new(Language::English)),
-            all_words: words(None),
+            query_words: QueryWords::new(),
             writer_memory_bytes: options.writer_memory_bytes,
             index,
         })
@@ -194,7 +183,7 @@ impl Text {
         let mut document = TantivyDocument::new();
         document.add_i64(self.key, indexed.key);
         document.add_text(self.id, &indexed.document.id);
-        document.add_text(self.words, indexed.text.nfc().collect::<String>());
+        document.add_text(self.words, words::composed(&indexed.text));
         document.add_object(self.attributes, attributes);
         document.add_object(self.numbers, numbers);
         document
@@ -235,7 +224,7 @@ impl Text {
         let search = || -> Result<Vec<Scored>, TantivyError> {
             let searcher = self.reader.searcher();
             let weights = self
-                .words_of(text)
+                .query_words.of(text)
                 .into_iter()
                 .map(|word| {
                     self.word(&word).weight(EnableScoring::enabled_from_searcher(&searcher))
@@ -310,7 +299,7 @@ impl Text {
     fn restriction(&self, text: Option<&str>, filter: Option<&Filter>) -> Box<dyn Query> {
         let mut parts: Vec<(Occur, Box<dyn Query>)> = Vec::new();
         if let Some(text) = text {
-            let words = self.words_of(text).into_iter();
+            let words = self.query_words.of(text).into_iter();
             let any = words.map(|word| (Occur::Should, self.word(&word))).collect();
             parts.push((Occur::Must, Box::new(BooleanQuery::new(any))));
         }
@@ -327,31 +316,6 @@ impl Text {
         let term = Term::from_field_text(self.words, word);
         Box::new(TermQuery::new(term, IndexRecordOption::WithFreqs))
     }
-
-    /// The words to look for, sorted. Words that every English text has are left out unless
-    /// there are no others: they would match nearly all documents and rank none.
-    fn words_of(&self, text: &str) -> Vec<String> {
-        let text: String = text.nfc().collect();
-        let mut words = analysed(&self.rare_words, &text);
-        if words.is_empty() {
-            words = analysed(&self.all_words, &text);
-        }
-        words.sort_unstable();
-        words
-    }
-}
-
-fn analysed(analyzer: &TextAnalyzer, text: &str) -> Vec<String> {
-    let mut analyzer = analyzer.clone();
-    let mut stream = analyzer.token_stream(text);
-    let mut words: Vec<String> = Vec::new();
-    while words.len() < MAX_QUERY_WORDS && stream.advance() {
-        let word = &stream.token().text;
-        if !words.contains(word) {
-            words.push(word.clone());
-        }
-    }
-    words
 }
 
 fn schema() -> Schema {
@@ -370,18 +334,6 @@ fn schema() -> Schema {
     schema.add_json_field(ATTRIBUTES, values.clone());
     schema.add_json_field(NUMBERS, values);
     schema.build()
-}
-
-/// Letters and digits in lower case, without accents, cut to English word stems.
-fn words(without: Option<StopWordFilter>) -> TextAnalyzer {
-    let without = without.unwrap_or_else(|| StopWordFilter::remove([]));
-    TextAnalyzer::builder(SimpleTokenizer::default())
-        .filter(RemoveLongFilter::limit(MAX_WORD_BYTES))
-        .filter(LowerCaser)
-        .filter(AsciiFoldingFilter)
-        .filter(without)
-        .filter(Stemmer::new(Language::English))
-        .build()
 }
 
 fn unscored(searcher: &Searcher) -> EnableScoring<'_> {

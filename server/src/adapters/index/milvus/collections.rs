@@ -1,0 +1,253 @@
+//! The collections of Milvus that stand for one collection: made, opened and dropped.
+//!
+//! Documents are in a collection with a version in its name, and everything else knows only its
+//! alias: an index made anew is another version, and the alias changes over in one step. A
+//! collection of its own, small, says up to which generation each has every change.
+
+use std::time::Duration;
+
+use milvus::v2::error::Error;
+use milvus::v2::prelude::{
+    CollectionSchema, ConsistencyLevel, CreateAliasRequest, CreateCollectionRequest,
+    CreateIndexRequest, DeleteRequest, DescribeAliasRequest, DescribeCollectionRequest,
+    DropAliasRequest, DropCollectionRequest, HasCollectionRequest, Ids, IndexParam, InsertRequest,
+    ListCollectionsRequest, LoadCollectionRequest, QueryRequest, UpsertRequest,
+};
+
+use super::client::{Servers, failed};
+use super::rows;
+use crate::ports::IndexError;
+
+const VERSION: u32 = 1;
+
+/// The name that searches and changes use.
+pub fn alias(prefix: &str, collection: i64) -> String {
+    format!("{prefix}_{collection}")
+}
+
+fn generations(prefix: &str) -> String {
+    format!("{prefix}_meta")
+}
+
+/// Makes a collection when there is none, loads it and makes sure of its vectors' length.
+/// Several servers may do so at the same time.
+pub async fn open(
+    servers: &Servers,
+    prefix: &str,
+    collection: i64,
+    dimension: usize,
+    patience: Duration,
+) -> Result<(), IndexError> {
+    let meta = generations(prefix);
+    // Loading is also what tells whether it was ever finished.
+    if let Err(IndexError::Io { .. }) = load(servers, &meta, patience).await {
+        create(servers, &meta, &rows::generations_schema(), rows::generations_indexes()).await?;
+        load(servers, &meta, patience).await?;
+    }
+    let alias = alias(prefix, collection);
+    if target(servers, &alias).await?.is_none() {
+        let physical = format!("{alias}_v{VERSION}");
+        let length = u32::try_from(dimension).map_err(failed("create"))?;
+        create(servers, &physical, &rows::schema(length), rows::indexes()).await?;
+        let made = servers
+            .call("create", |client| {
+                let (name, alias) = (physical.clone(), alias.clone());
+                async move {
+                    let request = CreateAliasRequest::builder();
+                    client.create_alias(request.collection_name(name).alias(alias).build()?).await
+                }
+            })
+            .await;
+        // Another server may have made it meanwhile.
+        if target(servers, &alias).await?.is_none() {
+            made?;
+        }
+    }
+    load(servers, &alias, patience).await?;
+    let present = vector_length(servers, &alias).await?;
+    if present != Some(dimension) {
+        let reason = format!("its vectors have {present:?} numbers, those wanted {dimension}");
+        return Err(failed("open")(std::io::Error::other(reason)));
+    }
+    Ok(())
+}
+
+/// Deletes a collection with all its versions; what is not there is no error.
+pub async fn drop(servers: &Servers, prefix: &str, collection: i64) -> Result<(), IndexError> {
+    let (alias, meta) = (alias(prefix, collection), generations(prefix));
+    if exists(servers, &meta).await? {
+        // First of all: what is left after a failure is then taken for an empty index.
+        servers
+            .call("drop a collection of", |client| {
+                let request = DeleteRequest::builder().collection_name(meta.as_str());
+                let request = request.ids(Ids::Int64(vec![collection])).build();
+                async move { client.delete(request?).await }
+            })
+            .await?;
+    }
+    if target(servers, &alias).await?.is_some() {
+        servers
+            .call("drop a collection of", |client| {
+                let request = DropAliasRequest::builder().alias(alias.as_str()).build();
+                async move { client.drop_alias(request?).await }
+            })
+            .await?;
+    }
+    let versions = format!("{alias}_v");
+    for name in names(servers).await?.into_iter().filter(|name| name.starts_with(&versions)) {
+        servers
+            .call("drop a collection of", |client| {
+                let request = DropCollectionRequest::builder().collection_name(name.as_str());
+                let request = request.build();
+                async move { client.drop_collection(request?).await }
+            })
+            .await?;
+    }
+    Ok(())
+}
+
+/// Up to which generation the index has every change; 0 when that is not known.
+pub async fn generation(
+    servers: &Servers,
+    prefix: &str,
+    collection: i64,
+) -> Result<i64, IndexError> {
+    let meta = generations(prefix);
+    let answer = servers
+        .call("read", |client| {
+            let request = QueryRequest::builder()
+                .collection_name(meta.as_str())
+                .filter(format!("{} == {collection}", rows::COLLECTION))
+                .output_fields([rows::GENERATION])
+                .limit(1)
+                .consistency_level(ConsistencyLevel::Strong)
+                .build();
+            async move { client.query(request?).await }
+        })
+        .await?;
+    let results = answer.results();
+    if results.is_empty() {
+        return Ok(0);
+    }
+    let mut rows = results.rows().map_err(failed("read"))?;
+    rows.next().map_or(Ok(0), |row| row.get_i64(rows::GENERATION)).map_err(failed("read"))
+}
+
+pub async fn set_generation(
+    servers: &Servers,
+    prefix: &str,
+    collection: i64,
+    generation: i64,
+) -> Result<(), IndexError> {
+    let meta = generations(prefix);
+    let call = servers.call("change", |client| {
+        let insert = InsertRequest::builder()
+            .collection_name(meta.as_str())
+            .columns(rows::generation_row(collection, generation))
+            .build();
+        async move { client.upsert(UpsertRequest::builder().insert(insert?).build()?).await }
+    });
+    call.await.map(|_| ())
+}
+
+/// Makes of a collection what is not there yet.
+async fn create(
+    servers: &Servers,
+    name: &str,
+    schema: &CollectionSchema,
+    indexes: Vec<IndexParam>,
+) -> Result<(), IndexError> {
+    if !exists(servers, name).await? {
+        let made = servers
+            .call("create", |client| {
+                let request = CreateCollectionRequest::builder()
+                    .collection_name(name)
+                    .schema(schema.clone())
+                    .build();
+                async move { client.create_collection(request?).await }
+            })
+            .await;
+        if made.is_err() && !exists(servers, name).await? {
+            return made;
+        }
+    }
+    for index in indexes {
+        let made = servers
+            .call("create", |client| {
+                let request = CreateIndexRequest::builder()
+                    .collection_name(name)
+                    .index_param(index.clone())
+                    .build();
+                async move { client.create_index(request?).await }
+            })
+            .await;
+        // It may be there already; without it the collection does not load.
+        if let Err(error) = made {
+            tracing::debug!(collection = name, %error, "an index was not made");
+        }
+    }
+    Ok(())
+}
+
+async fn load(servers: &Servers, name: &str, patience: Duration) -> Result<(), IndexError> {
+    let patience = i64::try_from(patience.as_millis()).unwrap_or(i64::MAX);
+    servers
+        .call("load", |client| {
+            let request = LoadCollectionRequest::builder()
+                .collection_name(name)
+                .sync(true)
+                .timeout_ms(patience)
+                .build();
+            async move { client.load_collection(request?).await }
+        })
+        .await
+}
+
+async fn exists(servers: &Servers, name: &str) -> Result<bool, IndexError> {
+    let answer = servers
+        .call("open", |client| {
+            let request = HasCollectionRequest::builder().collection_name(name).build();
+            async move { client.has_collection(request?).await }
+        })
+        .await?;
+    Ok(answer.exists())
+}
+
+async fn names(servers: &Servers) -> Result<Vec<String>, IndexError> {
+    let answer = servers
+        .call("read", |client| {
+            let request = ListCollectionsRequest::builder().build();
+            async move { client.list_collections(request?).await }
+        })
+        .await?;
+    Ok(answer.collection_names().to_vec())
+}
+
+/// The collection behind an alias.
+async fn target(servers: &Servers, alias: &str) -> Result<Option<String>, IndexError> {
+    servers
+        .call("open", |client| {
+            let request = DescribeAliasRequest::builder().alias(alias).build();
+            async move {
+                match client.describe_alias(request?).await {
+                    Ok(answer) => Ok(Some(answer.collection_name().to_owned())),
+                    // Servers have several codes for an alias that is not there.
+                    Err(Error::Server(_)) => Ok(None),
+                    Err(error) => Err(error),
+                }
+            }
+        })
+        .await
+}
+
+async fn vector_length(servers: &Servers, name: &str) -> Result<Option<usize>, IndexError> {
+    let answer = servers
+        .call("open", |client| {
+            let request = DescribeCollectionRequest::builder().collection_name(name).build();
+            async move { client.describe_collection(request?).await }
+        })
+        .await?;
+    let fields = answer.description().get_schema().get_fields();
+    let vector = fields.iter().find(|field| field.get_name() == rows::VECTOR);
+    Ok(vector.and_then(|field| usize::try_from(field.get_dimension()).ok()))
+}
