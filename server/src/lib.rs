@@ -5,6 +5,7 @@
 
 pub mod adapters;
 pub mod auth;
+pub mod breaker;
 pub mod cache;
 pub mod catalog;
 pub mod cli;

@@ -18,12 +18,14 @@ use tracing::{error, info, warn};
 use tracing_subscriber::EnvFilter;
 
 use super::Failure;
+use crate::adapters::cache::redis::{CacheEvents, RedisCache, RedisOptions};
 use crate::adapters::documents::sqlite::SqliteStore;
 use crate::adapters::embedder::hash::HashEmbedder;
 use crate::adapters::index::local::{LocalIndex, Options as IndexOptions};
 use crate::auth::Keys;
+use crate::cache::shared::SharedCache;
 use crate::catalog::Catalog;
-use crate::config::{Config, EmbedderKind, LogConfig, LogFormat};
+use crate::config::{Config, EmbedderKind, IndexKind, LogConfig, LogFormat};
 use crate::domain::Document;
 use crate::domain::collection::SchemaChange;
 use crate::http::{self, AppState, Services};
@@ -186,15 +188,24 @@ async fn start(
     for (collection, file) in seeds {
         seed(&catalog, &ingest, collection, file).await?;
     }
-    let search = Arc::new(Search::new(
+    let redis = connect_redis(config, metrics)?;
+    let mut search = Search::new(
         Arc::clone(&catalog),
         Arc::clone(&embedder),
         Arc::clone(metrics),
         config.cache.results(),
         config.cache.embeddings(),
-    ));
+    )
+    .with_shared(redis.clone().map(|redis| redis as Arc<dyn SharedCache>));
+    if config.index.kind != IndexKind::Local {
+        search = search.with_max_stale(config.cache.max_stale());
+    }
+    let search = Arc::new(search);
     let popularity = Arc::new(Popularity::new(Arc::clone(&store), Arc::clone(metrics)));
-    let background = background(state, &catalog, &popularity, metrics);
+    let mut background = background(state, &catalog, &popularity, metrics);
+    if let Some(redis) = &redis {
+        background.push(tokio::spawn(follow_events(redis.events(), Arc::clone(&search))));
+    }
     state.start(Services {
         catalog,
         search,
@@ -203,6 +214,43 @@ async fn start(
         embedder,
     });
     Ok(Parts { store, index, popularity, background })
+}
+
+fn connect_redis(
+    config: &Config,
+    metrics: &Arc<Metrics>,
+) -> Result<Option<Arc<RedisCache>>, Failure> {
+    let redis = &config.redis;
+    if redis.url.is_empty() {
+        return Ok(None);
+    }
+    let password = match &redis.password_file {
+        None => None,
+        Some(file) => {
+            let text = std::fs::read_to_string(file)
+                .map_err(|error| format!("`redis.password_file`: {}: {error}", file.display()))?;
+            Some(text.trim_end_matches(['\r', '\n']).to_owned())
+        }
+    };
+    let options = RedisOptions {
+        url: redis.url.clone(),
+        user: redis.user.clone(),
+        password,
+        ca_file: redis.tls_ca_file.clone(),
+        prefix: redis.prefix.clone(),
+        timeout: Duration::from_millis(redis.timeout_ms),
+        results: config.cache.results(),
+        embeddings: config.cache.embeddings(),
+        max_stale: config.cache.max_stale(),
+    };
+    Ok(Some(RedisCache::connect(options, Arc::clone(metrics))?))
+}
+
+/// Forgets what other servers tell to forget.
+async fn follow_events(mut events: CacheEvents, search: Arc<Search>) {
+    while let Some(event) = events.next().await {
+        search.on_event(&event);
+    }
 }
 
 fn background(
