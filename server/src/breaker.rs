@@ -51,6 +51,10 @@ impl Breaker {
         }
     }
 
+    pub fn is_closed(&self) -> bool {
+        matches!(*self.lock(), State::Closed { .. })
+    }
+
     pub fn succeeded(&self) {
         *self.lock() = State::Closed { failures: 0 };
     }

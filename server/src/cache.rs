@@ -1,5 +1,8 @@
 //! The near tier of the caches, in this process: bounded in bytes, least recently used out first, expiring with jitter,
-//! computing each missing key once however many ask for it.
+//! computing each missing key once however many ask for it. The far tier, which servers share, is a
+//! port: [`shared::SharedCache`].
+
+pub mod shared;
 
 use std::future::Future;
 use std::hash::Hash;
@@ -24,6 +27,10 @@ pub trait Cacheable: Clone + Send + Sync + 'static {
     fn bytes(&self) -> usize;
     /// An answer without content, kept shorter.
     fn is_empty(&self) -> bool;
+    /// How long ago it was made; what comes from elsewhere lives only the rest of its time here.
+    fn age(&self) -> Duration {
+        Duration::ZERO
+    }
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -48,6 +55,8 @@ pub enum CacheStatus {
     Coalesced,
     /// It was computed although it may have been there, as the caller wished.
     Bypass,
+    /// An old one was there, and a new one cannot be computed now.
+    Stale,
 }
 
 impl CacheStatus {
@@ -57,6 +66,28 @@ impl CacheStatus {
             Self::Miss => "miss",
             Self::Coalesced => "coalesced",
             Self::Bypass => "bypass",
+            Self::Stale => "stale",
+        }
+    }
+}
+
+/// Where a value was.
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize, utoipa::ToSchema,
+)]
+#[serde(rename_all = "lowercase")]
+pub enum CacheTier {
+    /// In this process.
+    Memory,
+    /// In the tier that servers share.
+    Redis,
+}
+
+impl CacheTier {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Memory => "memory",
+            Self::Redis => "redis",
         }
     }
 }
@@ -134,7 +165,7 @@ where
             .try_get_with(key, async {
                 computed.store(true, Ordering::Relaxed);
                 let value = compute.await?;
-                Ok(Entry { ttl: ttl.of(value.is_empty()), value })
+                Ok(Entry { ttl: ttl.left(&value), value })
             })
             .await
             .map_err(|error: Arc<E>| (*error).clone())?;
@@ -143,7 +174,7 @@ where
     }
 
     pub async fn put(&self, key: K, value: V, ttl: Ttl) {
-        let ttl = ttl.of(value.is_empty());
+        let ttl = ttl.left(&value);
         self.entries.insert(key, Entry { value, ttl }).await;
     }
 
@@ -176,8 +207,27 @@ pub struct Ttl {
 }
 
 impl Ttl {
-    fn of(self, empty: bool) -> Duration {
+    pub fn new(ttl: Duration, empty_ttl: Duration) -> Self {
+        Self { ttl, empty_ttl }
+    }
+
+    /// These times, but at most `limit`.
+    pub fn at_most(self, limit: Duration) -> Self {
+        Self { ttl: self.ttl.min(limit), empty_ttl: self.empty_ttl.min(limit) }
+    }
+
+    /// No value's time is longer.
+    pub fn longest(self) -> Duration {
+        self.ttl.max(self.empty_ttl).mul_f64(1.0 + JITTER)
+    }
+
+    /// The time of a new value.
+    pub fn of(self, empty: bool) -> Duration {
         let ttl = if empty { self.empty_ttl } else { self.ttl };
         ttl.mul_f64(rand::rng().random_range(1.0 - JITTER..=1.0 + JITTER))
+    }
+
+    fn left(self, value: &impl Cacheable) -> Duration {
+        self.of(value.is_empty()).saturating_sub(value.age())
     }
 }

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::Mutex;
 use tracing::{info, warn};
 
-use crate::domain::collection::SchemaChange;
+use crate::domain::collection::{Freshness, SchemaChange};
 use crate::domain::{Collection, CollectionName, EmbeddingVersion, FieldError, Schema};
 use crate::metrics::Metrics;
 use crate::ports::{DocumentStore, IndexError, IndexedCollection, Outbox, SearchIndex, StoreError};
@@ -208,7 +208,7 @@ impl Catalog {
     /// The generation that an answer must be of to hold every acknowledged write; `None` when that
     /// cannot be known now.
     pub async fn current_generation(&self, open: &OpenCollection) -> Option<i64> {
-        if self.outbox.is_none() || !open.is_fresh() {
+        if self.outbox.is_none() || open.schema().freshness == Freshness::Bounded {
             return Some(open.generation());
         }
         let read = self.store.collection(&open.name);
@@ -409,11 +409,6 @@ impl OpenCollection {
             name: self.name.clone(),
             dimension: self.embedding.dimension,
         }
-    }
-
-    /// Whether no answer may be older than the last acknowledged write.
-    pub fn is_fresh(&self) -> bool {
-        false
     }
 
     /// Another server's view of this collection, which may be a moment old.

@@ -318,6 +318,7 @@ pub struct CacheConfig {
     pub results_empty_ttl_seconds: u64,
     pub embeddings_max_bytes: u64,
     pub embeddings_ttl_seconds: u64,
+    pub max_stale_seconds: u64,
 }
 
 impl Default for CacheConfig {
@@ -328,6 +329,7 @@ impl Default for CacheConfig {
             results_empty_ttl_seconds: 30,
             embeddings_max_bytes: 64 << 20,
             embeddings_ttl_seconds: 24 * 60 * 60,
+            max_stale_seconds: 60 * 60,
         }
     }
 }
@@ -344,6 +346,10 @@ impl CacheConfig {
     pub fn embeddings(&self) -> CacheLimits {
         let ttl = Duration::from_secs(self.embeddings_ttl_seconds);
         CacheLimits { max_bytes: self.embeddings_max_bytes, ttl, empty_ttl: ttl }
+    }
+
+    pub fn max_stale(&self) -> Duration {
+        Duration::from_secs(self.max_stale_seconds)
     }
 }
 
@@ -502,6 +508,12 @@ impl Config {
             "index.kind",
             "must be milvus when `documents.kind` is postgres, and local when it is sqlite: \
              both are shared by several servers, or none is",
+        );
+        needed(
+            !postgres && !self.redis.url.is_empty(),
+            "redis.url",
+            "must be empty when `documents.kind` is sqlite: the documents are this server's alone, \
+             and so are the answers",
         );
         faults
     }

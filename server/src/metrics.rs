@@ -59,9 +59,25 @@ metrics! {
         HistogramOpts::new("sextant_search_stage_duration_seconds", help)
             .buckets(DURATION_BUCKETS.to_vec()),
         &["stage"]);
-    /// Cache look-ups by tier (results, embeddings) and result (hit, miss, coalesced, bypass).
+    /// Cache look-ups by tier (results, embeddings) and result (hit, miss, coalesced, bypass,
+    /// stale).
     cache_requests: IntCounterVec = |help| IntCounterVec::new(
         Opts::new("sextant_cache_requests_total", help), &["tier", "result"]);
+    /// Requests to Redis by kind (results, embeddings, stale, write, events, or the operation that
+    /// failed) and result (hit, miss, unreadable, invalidated, skipped, written, dropped, heard,
+    /// lost, error).
+    redis_requests: IntCounterVec = |help| IntCounterVec::new(
+        Opts::new("sextant_redis_requests_total", help), &["kind", "result"]);
+    /// Time of a trip to Redis by operation (look_up, stale, write, invalidate, raise, read_again).
+    redis_duration: HistogramVec = |help| HistogramVec::new(
+        HistogramOpts::new("sextant_redis_duration_seconds", help)
+            .buckets(DURATION_BUCKETS.to_vec()),
+        &["operation"]);
+    /// 1 while Redis answers and tells of invalidations.
+    redis_up: IntGauge = |help| IntGauge::new("sextant_redis_up", help);
+    /// Answers that were old because a part of the system did not answer, by part (index, embedder).
+    degraded_responses: IntCounterVec = |help| IntCounterVec::new(
+        Opts::new("sextant_degraded_responses_total", help), &["reason"]);
     /// Bytes held by a cache tier.
     cache_bytes: IntGaugeVec = |help| IntGaugeVec::new(
         Opts::new("sextant_cache_bytes", help), &["tier"]);

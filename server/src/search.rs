@@ -2,13 +2,16 @@
 
 mod answer;
 mod key;
+mod tiers;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
-use crate::cache::{CacheLimits, CacheStatus, Cacheable, MemoryCache, Ttl};
+use crate::cache::shared::{SharedCache, Told};
+use crate::cache::{CacheLimits, CacheStatus, CacheTier, Cacheable, MemoryCache, Ttl};
 use crate::catalog::{Catalog, OpenCollection};
 use crate::domain::fusion::{self, Scored};
 use crate::domain::{Filter, Mode};
@@ -17,6 +20,7 @@ use crate::ports::{
     Class, EmbedError, Embedder, Embedding, Facets, IndexError, StoreError, Urgency,
 };
 
+pub use crate::cache::shared::Invalidation;
 pub use answer::{Explanation, Hit, IndexInfo, Ranked, RetrieverScore, SearchExplanation};
 pub use key::{Cursor, CursorError};
 use key::{EmbeddingKey, ResultKey};
@@ -52,6 +56,8 @@ pub struct Query {
     pub scope: &'static str,
     /// Do not answer from the cache.
     pub no_cache: bool,
+    /// The collection wants no answer that is not known to be current.
+    pub fresh: bool,
     pub deadline: Instant,
 }
 
@@ -63,6 +69,7 @@ pub struct AnswerParts {
     /// Members of the answer's JSON object that are the same however it was come by.
     pub json: Bytes,
     pub hits: usize,
+    pub made_at: Instant,
 }
 
 impl std::ops::Deref for Answer {
@@ -80,6 +87,10 @@ impl Cacheable for Answer {
     fn is_empty(&self) -> bool {
         self.hits == 0
     }
+
+    fn age(&self) -> Duration {
+        self.made_at.elapsed()
+    }
 }
 
 impl Cacheable for Embedding {
@@ -96,7 +107,16 @@ impl Cacheable for Embedding {
 pub struct Found {
     pub answer: Answer,
     pub status: CacheStatus,
+    /// The tier that had the answer.
+    pub tier: Option<CacheTier>,
     pub timings: Timings,
+}
+
+impl Found {
+    /// The answer is old, as a part of the system did not answer.
+    pub fn is_degraded(&self) -> bool {
+        self.status == CacheStatus::Stale
+    }
 }
 
 /// Time that each stage took, when it ran for this caller.
@@ -145,9 +165,14 @@ pub struct Search {
     embedder: Arc<dyn Embedder>,
     metrics: Arc<Metrics>,
     results: MemoryCache<ResultKey, Answer>,
+    results_limits: CacheLimits,
     results_ttl: Ttl,
     embeddings: MemoryCache<EmbeddingKey, Embedding>,
     embeddings_ttl: Ttl,
+    shared: Option<Arc<dyn SharedCache>>,
+    stale: Option<tiers::Stale>,
+    /// Raised with every invalidation: what was being computed meanwhile is not kept.
+    epoch: AtomicU64,
 }
 
 impl Search {
@@ -155,58 +180,121 @@ impl Search {
         catalog: Arc<Catalog>,
         embedder: Arc<dyn Embedder>,
         metrics: Arc<Metrics>,
-        results: CacheLimits,
+        results_limits: CacheLimits,
         embeddings: CacheLimits,
     ) -> Self {
-        let (results, results_ttl) = MemoryCache::new(results);
+        let (results, results_ttl) = MemoryCache::new(results_limits);
         let (embeddings, embeddings_ttl) = MemoryCache::new(embeddings);
-        Self { catalog, embedder, metrics, results, results_ttl, embeddings, embeddings_ttl }
+        Self {
+            catalog,
+            embedder,
+            metrics,
+            results,
+            results_limits,
+            results_ttl,
+            embeddings,
+            embeddings_ttl,
+            shared: None,
+            stale: None,
+            epoch: AtomicU64::new(0),
+        }
     }
 
-    /// Answers a query, from the cache when it can.
+    /// Answers a query, from the cache when it can. `generation`: that of the documents, when it is
+    /// known to be current; the cache is passed by when it is not.
     pub async fn run(
         &self,
         collection: &Arc<OpenCollection>,
+        generation: Option<i64>,
         query: &Query,
     ) -> Result<Found, SearchError> {
         let started = Instant::now();
         // Read before the index is: an answer made while a write goes on is then kept under the
         // generation before that write and never given after it.
-        let generation = collection.generation();
+        let Some(generation) = generation else {
+            return self.run_uncached(collection, query, started).await;
+        };
         let key = key::result_key(collection.id, generation, &self.catalog.model, query);
         if !query.no_cache
             && let Some(answer) = self.results.get(&key).await
         {
-            return Ok(self.found(answer, CacheStatus::Hit, Timings::default(), started));
+            let timings = Timings::default();
+            let tier = Some(CacheTier::Memory);
+            return Ok(self.found(answer, CacheStatus::Hit, tier, timings, started));
         }
-        self.admit(query).await?;
-        let mut timings = Timings::default();
-        let compute = self.compute(collection, generation, query, &mut timings);
+        let request = tiers::Request { collection, generation, key, query };
+        match self.run_missed(&request, started).await {
+            Err(error) => self.run_stale(&request, error, started).await,
+            found => found,
+        }
+    }
+
+    /// Refuses, asks the far tier or computes, once for all who ask meanwhile.
+    async fn run_missed(
+        &self,
+        request: &tiers::Request<'_>,
+        started: Instant,
+    ) -> Result<Found, SearchError> {
+        let (key, query) = (request.key, request.query);
+        // The far tier may have the answer, and is asked once for all; it knows whom to refuse.
+        if self.asked().is_none() {
+            self.admit(query).await?;
+        }
+        let epoch = self.epoch.load(Ordering::Acquire);
+        let mut work = tiers::Work::default();
+        let ttl = self.near_ttl(self.results_ttl);
+        let compute = self.shared_or_compute(request, &mut work);
         let computed = async {
             if query.no_cache {
                 let answer = compute.await?;
-                self.results.put(key, answer.clone(), self.results_ttl).await;
+                self.results.put(key, answer.clone(), ttl).await;
                 return Ok((answer, CacheStatus::Bypass));
             }
-            self.results.get_or_compute(key, self.results_ttl, compute).await
+            self.results.get_or_compute(key, ttl, compute).await
         };
-        let (answer, status) = tokio::time::timeout_at(query.deadline.into(), computed)
+        let (answer, mut status) = tokio::time::timeout_at(query.deadline.into(), computed)
             .await
             .unwrap_or(Err(SearchError::DeadlineExceeded))?;
-        Ok(self.found(answer, status, timings, started))
+        if self.epoch.load(Ordering::Acquire) != epoch {
+            self.results.remove(&key).await;
+        } else if matches!(status, CacheStatus::Miss | CacheStatus::Bypass) {
+            self.keep_for_later(request, &answer).await;
+        }
+        let tier = work.from_shared.then_some(CacheTier::Redis);
+        if tier.is_some() && status == CacheStatus::Miss {
+            status = CacheStatus::Hit;
+        }
+        Ok(self.found(answer, status, tier, work.timings, started))
+    }
+
+    async fn run_uncached(
+        &self,
+        collection: &Arc<OpenCollection>,
+        query: &Query,
+        started: Instant,
+    ) -> Result<Found, SearchError> {
+        self.admit(query).await?;
+        let mut timings = Timings::default();
+        let generation = collection.generation();
+        let compute = self.compute(collection, generation, query, None, &mut timings);
+        let answer = tokio::time::timeout_at(query.deadline.into(), compute)
+            .await
+            .unwrap_or(Err(SearchError::DeadlineExceeded))?;
+        Ok(self.found(answer, CacheStatus::Bypass, None, timings, started))
     }
 
     fn found(
         &self,
         answer: Answer,
         status: CacheStatus,
+        tier: Option<CacheTier>,
         mut timings: Timings,
         started: Instant,
     ) -> Found {
         self.metrics.cache_requests.with_label_values(&["results", status.as_str()]).inc();
         timings.total = started.elapsed();
         self.observe(&timings, status);
-        Found { answer, status, timings }
+        Found { answer, status, tier, timings }
     }
 
     /// Refuses a search whose text would have to be embedded when the embedder cannot take it,
@@ -225,9 +313,9 @@ impl Search {
         refused
     }
 
-    /// Identifies the answer that a query has now, without making it.
-    pub fn tag(&self, collection: &OpenCollection, query: &Query) -> [u8; 16] {
-        key::result_key(collection.id, collection.generation(), &self.catalog.model, query).tag()
+    /// Identifies the answer that a query has at a generation, without making it.
+    pub fn tag(&self, collection: &OpenCollection, generation: i64, query: &Query) -> [u8; 16] {
+        key::result_key(collection.id, generation, &self.catalog.model, query).tag()
     }
 
     async fn compute(
@@ -235,12 +323,13 @@ impl Search {
         collection: &OpenCollection,
         generation: i64,
         query: &Query,
+        told: Option<&Told>,
         timings: &mut Timings,
     ) -> Result<Answer, SearchError> {
         let index = &self.catalog.index;
         let embedding = if query.mode.uses_vectors() {
             let clock = Instant::now();
-            let embedding = self.embed(&query.text, query.deadline, query.no_cache).await?;
+            let embedding = self.embed(query, told).await?;
             timings.embed = Some(clock.elapsed());
             Some(embedding)
         } else {
@@ -327,30 +416,32 @@ impl Search {
         Ok(Some(Facets(counted)))
     }
 
-    /// Embeds one text, from the embedding cache when it can.
-    async fn embed(
-        &self,
-        text: &str,
-        deadline: Instant,
-        no_cache: bool,
-    ) -> Result<Embedding, SearchError> {
-        let key = EmbeddingKey::new(&self.catalog.model, text);
+    /// Embeds a query's text, from the embedding cache when it can.
+    async fn embed(&self, query: &Query, told: Option<&Told>) -> Result<Embedding, SearchError> {
+        let key = EmbeddingKey::new(&self.catalog.model, &query.text);
         let compute = async {
-            let mut rows = self.embedder.embed(vec![text.into()], interactive(deadline)).await?;
+            let texts = vec![query.text.as_str().into()];
+            let mut rows = self.embedder.embed(texts, interactive(query.deadline)).await?;
             rows.pop().ok_or_else(|| EmbedError::Failed("no vector came back".to_owned()))
         };
-        let result = if no_cache {
+        let ttl = self.embeddings_ttl;
+        let result = if query.no_cache {
             match compute.await {
                 Ok(embedding) => {
-                    self.embeddings.put(key, embedding.clone(), self.embeddings_ttl).await;
+                    self.embeddings.put(key, embedding.clone(), ttl).await;
                     Ok((embedding, CacheStatus::Bypass))
                 }
                 Err(error) => Err(error),
             }
         } else {
-            self.embeddings.get_or_compute(key, self.embeddings_ttl, compute).await
+            self.embeddings.get_or_compute(key, ttl, compute).await
         };
         let (embedding, status) = result?;
+        if let (Some(shared), Some(told)) = (&self.shared, told)
+            && matches!(status, CacheStatus::Miss | CacheStatus::Bypass)
+        {
+            shared.keep_embedding(key.0, told, &embedding);
+        }
         self.metrics.cache_requests.with_label_values(&["embeddings", status.as_str()]).inc();
         Ok(embedding)
     }
@@ -385,36 +476,15 @@ impl Search {
         rows.ok_or_else(|| EmbedError::Failed("too few vectors came back".to_owned()).into())
     }
 
-    /// Forgets answers: of a collection, of one query in it, or all, embeddings included.
-    pub fn invalidate(&self, scope: &Invalidation) {
-        let label = match scope {
-            Invalidation::All => {
-                self.results.clear();
-                self.embeddings.clear();
-                "all"
-            }
-            Invalidation::Collection(id) => {
-                let id = *id;
-                self.results.remove_if(move |key, _| key.collection == id);
-                "collection"
-            }
-            Invalidation::Query { collection, query } => {
-                let (collection, query) = (*collection, key::query_hash(query));
-                self.results.remove_if(move |key, _| {
-                    key.query == query && collection.is_none_or(|id| key.collection == id)
-                });
-                "query"
-            }
-        };
-        self.metrics.cache_invalidations.with_label_values(&[label]).inc();
-    }
-
     /// Brings the cache gauges up to date.
     pub async fn refresh_metrics(&self) {
-        let tiers = [
+        let mut tiers = vec![
             ("results", self.results.usage().await),
             ("embeddings", self.embeddings.usage().await),
         ];
+        if let Some(stale) = &self.stale {
+            tiers.push(("stale", stale.answers.usage().await));
+        }
         for (tier, (entries, bytes)) in tiers {
             let as_gauge = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
             self.metrics.cache_entries.with_label_values(&[tier]).set(as_gauge(entries));
@@ -444,14 +514,6 @@ fn interactive(deadline: Instant) -> Urgency {
     let now = Instant::now();
     let left = deadline.saturating_duration_since(now);
     Urgency { class: Class::Interactive, deadline: now + left.mul_f64(EMBED_SHARE) }
-}
-
-/// What to forget.
-#[derive(Clone, Debug)]
-pub enum Invalidation {
-    All,
-    Collection(i64),
-    Query { collection: Option<i64>, query: String },
 }
 
 struct Page {

@@ -21,10 +21,12 @@ use tracing_subscriber::EnvFilter;
 
 use super::Failure;
 use super::stores::{self, Stores};
+use crate::adapters::cache::redis::{CacheEvents, RedisCache, RedisOptions};
 use crate::adapters::embedder::hash::HashEmbedder;
 use crate::auth::Keys;
+use crate::cache::shared::{CacheEvent, SharedCache};
 use crate::catalog::Catalog;
-use crate::config::{Config, DocumentsKind, EmbedderKind, LogConfig, LogFormat};
+use crate::config::{Config, DocumentsKind, EmbedderKind, IndexKind, LogConfig, LogFormat};
 use crate::domain::Document;
 use crate::domain::collection::SchemaChange;
 use crate::http::{self, AppState, Services, Shared};
@@ -198,13 +200,19 @@ async fn start(
     for (collection, file) in seeds {
         seed(&catalog, &ingest, collection, file).await?;
     }
-    let search = Arc::new(Search::new(
+    let redis = connect_redis(config, metrics)?;
+    let mut search = Search::new(
         Arc::clone(&catalog),
         Arc::clone(&embedder),
         Arc::clone(metrics),
         config.cache.results(),
         config.cache.embeddings(),
-    ));
+    )
+    .with_shared(redis.clone().map(|redis| redis as Arc<dyn SharedCache>));
+    if config.index.kind != IndexKind::Local {
+        search = search.with_max_stale(config.cache.max_stale());
+    }
+    let search = Arc::new(search);
     let popularity = Arc::new(Popularity::new(Arc::clone(&store), Arc::clone(metrics)));
     let mut background = background(state, &catalog, &popularity, metrics);
     let (stop_workers, workers_stop) = watch::channel(false);
@@ -224,11 +232,15 @@ async fn start(
                     max_attempts: config.worker.max_attempts,
                 },
                 name: format!("{host}-{number}"),
-                raised: Box::new(|_, _| {}),
+                raised: raise_in(redis.clone()),
             };
             let poll = Duration::from_millis(config.worker.poll_ms);
             workers.push(tokio::spawn(worker::run(worker, poll, workers_stop.clone())));
         }
+    }
+    if let Some(redis) = &redis {
+        let (catalog, search) = (Arc::clone(&catalog), Arc::clone(&search));
+        background.push(tokio::spawn(follow_events(redis.events(), catalog, search)));
     }
     state.start(Services {
         catalog,
@@ -242,6 +254,56 @@ async fn start(
         },
     });
     Ok(Parts { store, index, popularity, background, stop_workers, workers })
+}
+
+fn connect_redis(
+    config: &Config,
+    metrics: &Arc<Metrics>,
+) -> Result<Option<Arc<RedisCache>>, Failure> {
+    let redis = &config.redis;
+    if redis.url.is_empty() {
+        return Ok(None);
+    }
+    let password = match &redis.password_file {
+        None => None,
+        Some(file) => {
+            let text = std::fs::read_to_string(file)
+                .map_err(|error| format!("`redis.password_file`: {}: {error}", file.display()))?;
+            Some(text.trim_end_matches(['\r', '\n']).to_owned())
+        }
+    };
+    let options = RedisOptions {
+        url: redis.url.clone(),
+        user: redis.user.clone(),
+        password,
+        ca_file: redis.tls_ca_file.clone(),
+        prefix: redis.prefix.clone(),
+        timeout: Duration::from_millis(redis.timeout_ms),
+        results: config.cache.results(),
+        embeddings: config.cache.embeddings(),
+        max_stale: config.cache.max_stale(),
+    };
+    Ok(Some(RedisCache::connect(options, Arc::clone(metrics))?))
+}
+
+/// Tells the other servers what searches see now.
+fn raise_in(redis: Option<Arc<RedisCache>>) -> Box<dyn Fn(i64, i64) + Send + Sync> {
+    Box::new(move |collection, generation| {
+        if let Some(redis) = redis.clone() {
+            // Told again by itself until it is known; and everybody asks the database, too.
+            tokio::spawn(async move { redis.raise_generation(collection, generation).await });
+        }
+    })
+}
+
+/// Takes over what other servers tell: what searches see, what to forget.
+async fn follow_events(mut events: CacheEvents, catalog: Arc<Catalog>, search: Arc<Search>) {
+    while let Some(event) = events.next().await {
+        if let CacheEvent::Generation { collection, generation } = event {
+            catalog.raise(collection, generation);
+        }
+        search.on_event(&event);
+    }
 }
 
 fn background(

@@ -77,6 +77,20 @@ pub struct Schema {
     pub attributes: BTreeMap<String, AttributeType>,
     /// How a search without `mode` is answered.
     pub default_mode: Mode,
+    /// Which answers from before a change may be given.
+    #[serde(default)]
+    pub freshness: Freshness,
+}
+
+/// Which answers from before a change of the documents may be given after it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Freshness {
+    /// Those of a moment ago; older ones only when no other can be made, and then marked.
+    #[default]
+    Bounded,
+    /// None: what is kept is passed by unless it is known to be current.
+    Fresh,
 }
 
 /// A new collection, or the change of one: what is not named stays, or has its default.
@@ -92,6 +106,8 @@ pub struct SchemaChange {
     pub attributes: BTreeMap<String, AttributeType>,
     /// How a search without `mode` is answered; `dense` when not given.
     pub default_mode: Option<Mode>,
+    /// Which answers from before a change may be given after it; `bounded` when not given.
+    pub freshness: Option<Freshness>,
 }
 
 impl Default for Schema {
@@ -100,6 +116,7 @@ impl Default for Schema {
             text_fields: Self::default_text_fields(),
             attributes: BTreeMap::new(),
             default_mode: Mode::default(),
+            freshness: Freshness::default(),
         }
     }
 }
@@ -117,6 +134,7 @@ impl Schema {
             text_fields: change.text_fields.unwrap_or_else(|| self.text_fields.clone()),
             attributes,
             default_mode: change.default_mode.unwrap_or(self.default_mode),
+            freshness: change.freshness.unwrap_or(self.freshness),
         }
     }
 

@@ -114,6 +114,9 @@ pub struct InvalidateRequest {
 pub struct Invalidated {
     /// `all`, `collection` or `query`.
     pub scope: String,
+    /// False: this server forgot, and tells the others as soon as the cache that they share can be
+    /// reached. They forget by themselves within half a minute.
+    pub everywhere: bool,
 }
 
 /// Forget cached answers. `all` forgets embeddings, too.
@@ -132,7 +135,7 @@ pub async fn invalidate(
         (true, None, None) => ("all", Invalidation::All),
         (false, Some(collection), None) => ("collection", Invalidation::Collection(collection)),
         (false, collection, Some(query)) => {
-            ("query", Invalidation::Query { collection, query: normalise(&query) })
+            ("query", Invalidation::query(collection, &normalise(&query)))
         }
         (true, ..) => {
             return Err(Problem::field("all", "cannot be joined with collection or query"));
@@ -141,7 +144,7 @@ pub async fn invalidate(
             return Err(Problem::field("", "name a collection, a query, or all: true"));
         }
     };
-    services.search.invalidate(&invalidation);
-    tracing::info!(scope, collection = request.collection, "cache invalidated");
-    Ok(Json(Invalidated { scope: scope.to_owned() }))
+    let everywhere = services.search.invalidate(invalidation).await;
+    tracing::info!(scope, collection = request.collection, everywhere, "cache invalidated");
+    Ok(Json(Invalidated { scope: scope.to_owned(), everywhere }))
 }

@@ -17,8 +17,9 @@ use super::access::{CallerId, Deadline};
 use super::error::Problem;
 use super::extract::{JsonBody, Params, Path};
 use super::{AppState, Services, trace};
-use crate::cache::CacheStatus;
+use crate::cache::{CacheStatus, CacheTier};
 use crate::catalog::OpenCollection;
+use crate::domain::collection::Freshness;
 use crate::domain::{AttributeType, FieldError, Filter, Mode, normalise};
 use crate::search::{Cursor, Found, Hit, IndexInfo, Query, SearchExplanation};
 
@@ -68,7 +69,7 @@ pub struct SearchResponse {
     pub mode: Mode,
     /// Time from reading the request to writing the answer.
     pub processing_time_ms: f64,
-    /// Some part of the system did not answer and hits may be missing.
+    /// Some part of the system did not answer: the answer is an old one.
     pub degraded: bool,
     pub request_id: String,
     /// For the next page; null on the last.
@@ -87,14 +88,7 @@ pub struct SearchResponse {
 pub struct CacheInfo {
     pub status: CacheStatus,
     /// The tier that had the answer; null when none had.
-    #[schema(value_type = Option<String>, example = "memory")]
     pub tier: Option<CacheTier>,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-#[serde(rename_all = "lowercase")]
-pub enum CacheTier {
-    Memory,
 }
 
 /// Search a collection.
@@ -112,7 +106,8 @@ pub async fn post(
     let services = state.services()?;
     let collection = services.catalog.get_compatible(&collection).await?;
     let query = parse(request, &collection, &state, deadline, no_cache(&headers))?;
-    let found = services.search.run(&collection, &query).await?;
+    let generation = services.catalog.current_generation(&collection).await;
+    let found = services.search.run(&collection, generation, &query).await?;
     count(services, &collection, caller, &query, &found);
     Ok(answer(&found))
 }
@@ -137,23 +132,28 @@ pub async fn get(
     let services = state.services()?;
     let collection = services.catalog.get_compatible(&collection).await?;
     let query = parse(request, &collection, &state, deadline, no_cache(&headers))?;
+    let generation = services.catalog.current_generation(&collection).await;
     // Weak: the hits are the same, the time and the request id are not.
-    let tag = format!("W/\"{}\"", URL_SAFE_NO_PAD.encode(services.search.tag(&collection, &query)));
+    let tag = generation.map(|generation| {
+        let tag = services.search.tag(&collection, generation, &query);
+        format!("W/\"{}\"", URL_SAFE_NO_PAD.encode(tag))
+    });
     let known = headers
         .get_all(header::IF_NONE_MATCH)
         .iter()
         .filter_map(|value| value.to_str().ok())
         .flat_map(|value| value.split(','))
-        .any(|candidate| candidate.trim() == tag);
-    let mut response = if known {
-        StatusCode::NOT_MODIFIED.into_response()
+        .any(|candidate| Some(candidate.trim()) == tag.as_deref());
+    // An old answer is not the one that the tag names.
+    let (mut response, tag) = if known {
+        (StatusCode::NOT_MODIFIED.into_response(), tag)
     } else {
-        let found = services.search.run(&collection, &query).await?;
+        let found = services.search.run(&collection, generation, &query).await?;
         count(services, &collection, caller, &query, &found);
-        answer(&found)
+        (answer(&found), tag.filter(|_| !found.is_degraded()))
     };
     let headers = response.headers_mut();
-    if let Ok(tag) = HeaderValue::from_str(&tag) {
+    if let Some(Ok(tag)) = tag.as_deref().map(HeaderValue::from_str) {
         headers.insert(header::ETAG, tag);
     }
     // Kept by the client alone and asked about each time, which costs no embedding: a write shows
@@ -251,6 +251,7 @@ fn parse(
         explain: request.explain,
         scope: "read",
         no_cache,
+        fresh: schema.freshness == Freshness::Fresh,
         deadline: deadline.0,
     };
     if let Some(text) = &request.cursor {
@@ -265,24 +266,30 @@ fn parse(
 /// Joins the kept part of an answer with what is of this request alone.
 fn answer(found: &Found) -> Response {
     let kept = &found.answer.json;
-    let tier = match found.status {
-        CacheStatus::Hit => "\"memory\"",
-        CacheStatus::Miss | CacheStatus::Coalesced | CacheStatus::Bypass => "null",
+    let tier = match found.tier {
+        Some(CacheTier::Memory) => "\"memory\"",
+        Some(CacheTier::Redis) => "\"redis\"",
+        None => "null",
     };
-    let mut body = Vec::with_capacity(kept.len() + 160);
+    let mut body = Vec::with_capacity(kept.len() + 192);
     body.push(b'{');
     body.extend_from_slice(kept);
     // Nothing here needs escaping: a request id holds visible ASCII, and quotes are taken care of.
     let id = Json::String(trace::current_request_id());
     let rest = format!(
-        ",\"cache\":{{\"status\":\"{}\",\"tier\":{tier}}},\"processing_time_ms\":{:.3},\"request_id\":{id}}}",
+        ",\"cache\":{{\"status\":\"{}\",\"tier\":{tier}}},\"degraded\":{},\"processing_time_ms\":{:.3},\"request_id\":{id}}}",
         found.status.as_str(),
+        found.is_degraded(),
         milliseconds(found.timings.total),
     );
     body.extend_from_slice(rest.as_bytes());
     let mut response =
         ([(header::CONTENT_TYPE, HeaderValue::from_static("application/json"))], body)
             .into_response();
+    if found.is_degraded() {
+        let warning = HeaderValue::from_static("110 - \"Response is Stale\"");
+        response.headers_mut().insert(header::WARNING, warning);
+    }
     if let Ok(value) = HeaderValue::from_str(&server_timing(found)) {
         response.headers_mut().insert("server-timing", value);
     }

@@ -1,5 +1,7 @@
 //! The answer of a search as JSON.
 
+use std::time::Instant;
+
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
@@ -59,14 +61,13 @@ pub struct SearchExplanation {
     pub lexical_candidates: usize,
 }
 
-/// The members that are the same however the answer was come by. `cache`, `processing_time_ms` and
-/// `request_id` are added to every copy.
+/// The members that are the same however the answer was come by. `cache`, `degraded`,
+/// `processing_time_ms` and `request_id` are added to every copy.
 #[derive(Serialize)]
 struct Members {
     hits: Vec<Hit>,
     index: IndexInfo,
     mode: &'static str,
-    degraded: bool,
     next_cursor: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     facets: Option<serde_json::Map<String, serde_json::Value>>,
@@ -121,7 +122,6 @@ pub fn answer(ranked: Ranked<'_>) -> Result<AnswerParts, SearchError> {
             generation: ranked.generation,
         },
         mode: query.mode.as_str(),
-        degraded: false,
         next_cursor: ranked.next_cursor,
         facets: ranked.facets.map(facet_object).transpose()?,
         query_truncated: ranked.embedding.is_some_and(|embedding| embedding.truncated),
@@ -136,7 +136,7 @@ pub fn answer(ranked: Ranked<'_>) -> Result<AnswerParts, SearchError> {
     // Without the braces: the rest of the object is added to every copy.
     json.pop();
     json.remove(0);
-    Ok(AnswerParts { json: json.into(), hits: members.hits.len() })
+    Ok(AnswerParts { json: json.into(), hits: members.hits.len(), made_at: Instant::now() })
 }
 
 fn position(list: &[Scored], key: Key) -> Option<RetrieverScore> {

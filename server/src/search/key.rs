@@ -4,12 +4,13 @@ use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 
 use super::Query;
+use crate::cache::shared::{Digest, Invalidation};
 use crate::domain::fusion::Scored;
 use crate::domain::{EmbeddingVersion, Key};
 
 /// Version of the answers' form: raised when it changes, so that a cache that outlives a server
 /// never serves the old one.
-const ANSWER_VERSION: u8 = 1;
+const ANSWER_VERSION: u8 = 2;
 
 /// Two searches with equal keys have the same answer. The parts that an invalidation selects by
 /// are kept beside the hash of all.
@@ -17,11 +18,11 @@ const ANSWER_VERSION: u8 = 1;
 pub struct ResultKey {
     pub collection: i64,
     pub query: u64,
-    hash: [u8; 16],
+    hash: Digest,
 }
 
 impl ResultKey {
-    pub fn tag(&self) -> [u8; 16] {
+    pub fn tag(&self) -> Digest {
         self.hash
     }
 }
@@ -32,19 +33,34 @@ pub fn result_key(
     model: &EmbeddingVersion,
     query: &Query,
 ) -> ResultKey {
+    key(collection, Some(generation), model, query)
+}
+
+/// The key of the last answer, whatever the documents were.
+pub fn stale_key(collection: i64, model: &EmbeddingVersion, query: &Query) -> ResultKey {
+    key(collection, None, model, query)
+}
+
+fn key(
+    collection: i64,
+    generation: Option<i64>,
+    model: &EmbeddingVersion,
+    query: &Query,
+) -> ResultKey {
     let mut hasher = Fields::new();
     hasher.field(&collection.to_le_bytes());
-    hasher.field(&generation.to_le_bytes());
+    hasher.optional(generation.map(i64::to_le_bytes).as_ref().map(<[u8; 8]>::as_slice));
     hasher.field(model.hash.as_bytes());
     hash_question(&mut hasher, query);
-    hasher.field(&query.limit.to_le_bytes());
+    hasher.field(&(query.limit as u64).to_le_bytes());
     let cursor = query.cursor.as_ref().map(Cursor::encode);
     hasher.optional(cursor.as_deref().map(str::as_bytes));
     hasher.field(&[u8::from(query.snippet), u8::from(query.explain)]);
     for facet in &query.facets {
         hasher.field(facet.as_bytes());
     }
-    ResultKey { collection, query: query_hash(&query.text), hash: hasher.finish() }
+    let query = Invalidation::query_hash(&query.text);
+    ResultKey { collection, query, hash: hasher.finish() }
 }
 
 /// What decides the ranking: the same for all pages of a search.
@@ -57,13 +73,8 @@ fn hash_question(hasher: &mut Fields, query: &Query) {
     hasher.field(query.scope.as_bytes());
 }
 
-pub fn query_hash(text: &str) -> u64 {
-    let hash = blake3::hash(text.as_bytes());
-    u64::from_le_bytes(std::array::from_fn(|i| hash.as_bytes()[i]))
-}
-
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct EmbeddingKey([u8; 16]);
+pub struct EmbeddingKey(pub Digest);
 
 impl EmbeddingKey {
     pub fn new(model: &EmbeddingVersion, text: &str) -> Self {
@@ -85,7 +96,7 @@ impl Fields {
     }
 
     fn field(&mut self, bytes: &[u8]) {
-        self.0.extend_from_slice(&bytes.len().to_le_bytes());
+        self.0.extend_from_slice(&(bytes.len() as u64).to_le_bytes());
         self.0.extend_from_slice(bytes);
     }
 
@@ -95,7 +106,7 @@ impl Fields {
     }
 
     /// Hashed at once, which for short inputs is several times quicker than bit by bit.
-    fn finish(self) -> [u8; 16] {
+    fn finish(self) -> Digest {
         let hash = blake3::hash(&self.0);
         std::array::from_fn(|i| hash.as_bytes()[i])
     }
@@ -192,6 +203,7 @@ mod tests {
             explain: false,
             scope: "read",
             no_cache: false,
+            fresh: false,
             deadline: Instant::now(),
         }
     }
@@ -227,7 +239,23 @@ mod tests {
         keys.extend([result_key(2, 1, &model, &base), result_key(1, 2, &model, &base)]);
         let other_model = EmbeddingVersion { hash: "01".into(), ..model.clone() };
         keys.insert(result_key(1, 1, &other_model, &base));
-        assert_eq!(keys.len(), others.len() + 4);
+        keys.insert(stale_key(1, &model, &base));
+        assert_eq!(keys.len(), others.len() + 5);
+    }
+
+    #[test]
+    fn keys_are_the_same_in_every_server() {
+        let model = EmbeddingVersion {
+            model: "test".into(),
+            date: "2026-11-23".into(),
+            hash: "00".into(),
+            dimension: 2,
+        };
+        // Written down: a change here makes what other servers keep useless, and must be meant.
+        let hex = |digest: Digest| format!("{:032x}", u128::from_be_bytes(digest));
+        let key = result_key(7, 9, &model, &query("squat"));
+        assert_eq!(hex(key.tag()), "RESULT");
+        assert_eq!(hex(EmbeddingKey::new(&model, "squat").0), "EMBEDDING");
     }
 
     #[test]

@@ -1,5 +1,7 @@
 //! What every cache tier must do.
 
+mod redis;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;

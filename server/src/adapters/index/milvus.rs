@@ -31,9 +31,7 @@ use super::words::QueryWords;
 use crate::domain::fusion::Scored;
 use crate::domain::{Filter, Key};
 use crate::metrics::Metrics;
-use crate::ports::{
-    Changes, Facets, IndexError, IndexedCollection, IndexedDocument, SearchIndex,
-};
+use crate::ports::{Changes, Facets, IndexError, IndexedCollection, IndexedDocument, SearchIndex};
 
 /// Keys of one request to delete.
 const DELETES: usize = 512;

@@ -48,8 +48,7 @@ struct Server {
 
 impl Servers {
     pub fn new(options: &MilvusOptions, metrics: Arc<Metrics>) -> Self {
-        let breaker =
-            BreakerOptions { failures: FAILURES, pause: PAUSE, trial: options.timeout };
+        let breaker = BreakerOptions { failures: FAILURES, pause: PAUSE, trial: options.timeout };
         let servers = options.endpoints.iter().map(|endpoint| Server {
             config: config(endpoint, options),
             client: OnceCell::new(),

@@ -202,7 +202,8 @@ impl MilvusIndex {
             })
             .await?;
         let mut rows = answer.results().rows().map_err(failed("search"))?;
-        let count = rows.next().map_or(Ok(0), |row| row.get_i64(COUNT)).map_err(failed("search"))?;
+        let count =
+            rows.next().map_or(Ok(0), |row| row.get_i64(COUNT)).map_err(failed("search"))?;
         u64::try_from(count).map_err(failed("search"))
     }
 

@@ -1,0 +1,3 @@
+//! The far tier of the caches.
+
+pub mod redis;
