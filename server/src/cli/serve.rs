@@ -20,6 +20,7 @@ use tracing_subscriber::EnvFilter;
 use super::Failure;
 use crate::adapters::documents::sqlite::SqliteStore;
 use crate::adapters::embedder::hash::HashEmbedder;
+use crate::adapters::embedder::remote::{RemoteEmbedder, RemoteOptions};
 use crate::adapters::index::local::{LocalIndex, Options as IndexOptions};
 use crate::auth::Keys;
 use crate::catalog::Catalog;
@@ -36,6 +37,8 @@ use crate::search::Search;
 use crate::split::{Format, Splitter, parse};
 
 const HASH_DIMENSION: usize = 64;
+/// Longest wait at the start for an embedding server.
+const REMOTE_PATIENCE: Duration = Duration::from_secs(30);
 const POPULARITY_PERIOD: Duration = Duration::from_secs(2);
 const KEYS_PERIOD: Duration = Duration::from_secs(1);
 const REPAIR_PERIOD: Duration = Duration::from_secs(5);
@@ -273,8 +276,22 @@ async fn load_embedder(
             Ok(Arc::new(HashEmbedder::new(HASH_DIMENSION)))
         }
         EmbedderKind::Torch => load_torch(config, Arc::clone(metrics)).await,
-        EmbedderKind::Remote => Err("embedder.kind remote is not built yet".into()),
+        EmbedderKind::Remote => {
+            let options = RemoteOptions {
+                api_key: config.remote.api_key_file.as_deref().map(read_secret).transpose()?,
+                config: config.remote.clone(),
+                queue_texts: config.embedder.queue_texts,
+                patience: REMOTE_PATIENCE,
+            };
+            Ok(Arc::new(RemoteEmbedder::connect(options, Arc::clone(metrics)).await?))
+        }
     }
+}
+
+fn read_secret(path: &Path) -> Result<String, Failure> {
+    let text = std::fs::read_to_string(path)
+        .map_err(|error| format!("cannot read {}: {error}", path.display()))?;
+    Ok(text.trim().to_owned())
 }
 
 #[cfg(feature = "torch")]
