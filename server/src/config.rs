@@ -578,7 +578,10 @@ mod tests {
         let endpoints = |value: &str| {
             load("", &[("SEXTANT_MILVUS__ENDPOINTS", value)]).map(|c| c.milvus.endpoints)
         };
-        assert_eq!(endpoints("[\"http://a:1\", \"http://b:2\"]").unwrap(), ["http://a:1", "http://b:2"]);
+        assert_eq!(
+            endpoints("[\"http://a:1\", \"http://b:2\"]").unwrap(),
+            ["http://a:1", "http://b:2"]
+        );
         assert!(endpoints("[]").unwrap().is_empty());
         assert!(endpoints("http://a:1").unwrap_err().contains("`milvus.endpoints`"));
         assert!(endpoints("[http://a:1]").unwrap_err().contains("`milvus.endpoints`"));
