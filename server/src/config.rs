@@ -527,10 +527,11 @@ fn parse_yaml(text: &str, path: &Path) -> Result<Json, ConfigError> {
         .map_err(|error| ConfigError::Syntax { path: path.to_owned(), message: error.to_string() })
 }
 
-/// A variable's value as YAML reads a plain scalar: numbers and bools are such, all else is text.
+/// A variable's value as YAML reads a plain scalar: numbers and bools are such, all else is text. A
+/// list is written as a JSON array.
 fn scalar(text: &str) -> Json {
     match serde_json::from_str::<Json>(text) {
-        Ok(value @ (Json::Number(_) | Json::Bool(_) | Json::Null)) => value,
+        Ok(value @ (Json::Number(_) | Json::Bool(_) | Json::Null | Json::Array(_))) => value,
         _ => Json::String(text.to_owned()),
     }
 }
@@ -582,6 +583,20 @@ mod tests {
         let config = load("server:\n  listen: 127.0.0.1:7\n", &environment).unwrap();
         assert_eq!(config.server.listen.port(), 9);
         assert_eq!(config.cache.results_ttl_seconds, 60);
+    }
+
+    #[test]
+    fn a_list_is_given_in_the_environment_as_a_json_array() {
+        let endpoints = |value: &str| {
+            load("", &[("SEXTANT_MILVUS__ENDPOINTS", value)]).map(|c| c.milvus.endpoints)
+        };
+        assert_eq!(
+            endpoints("[\"http://a:1\", \"http://b:2\"]").unwrap(),
+            ["http://a:1", "http://b:2"]
+        );
+        assert!(endpoints("[]").unwrap().is_empty());
+        assert!(endpoints("http://a:1").unwrap_err().contains("`milvus.endpoints`"));
+        assert!(endpoints("[http://a:1]").unwrap_err().contains("`milvus.endpoints`"));
     }
 
     #[test]

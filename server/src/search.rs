@@ -446,10 +446,12 @@ impl Search {
         Ok(embedding)
     }
 
-    /// Embeds texts as they are: those that the embedding cache has not, in one call.
+    /// Embeds texts as they are: those that the embedding cache has not, in one call. Without a
+    /// class their number decides it.
     pub async fn embed_all(
         &self,
         texts: &[String],
+        class: Option<Class>,
         deadline: Instant,
     ) -> Result<Vec<Embedding>, SearchError> {
         let keys: Vec<_> =
@@ -465,7 +467,8 @@ impl Search {
         };
         count("hit", rows.len() - missing.len());
         count("miss", missing.len());
-        let class = if missing.len() > BULK_TEXTS { Class::Bulk } else { Class::Interactive };
+        let by_number = if missing.len() > BULK_TEXTS { Class::Bulk } else { Class::Interactive };
+        let class = class.unwrap_or(by_number);
         let wanted = missing.iter().map(|i| texts[*i].as_str().into()).collect();
         let computed = self.embedder.embed(wanted, Urgency { class, deadline }).await?;
         for (i, embedding) in missing.into_iter().zip(computed) {

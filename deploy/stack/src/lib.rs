@@ -5,6 +5,7 @@
 pub mod milvus;
 pub mod postgres;
 pub mod process;
+pub mod proxy;
 pub mod redis;
 
 pub use process::{Process, StackError, free_port, until};

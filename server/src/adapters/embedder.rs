@@ -2,5 +2,6 @@
 
 pub mod device;
 pub mod hash;
+pub mod remote;
 #[cfg(feature = "torch")]
 pub mod torch;

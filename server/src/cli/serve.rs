@@ -23,6 +23,7 @@ use super::Failure;
 use super::stores::{self, Stores};
 use crate::adapters::cache::redis::{CacheEvents, RedisCache, RedisOptions};
 use crate::adapters::embedder::hash::HashEmbedder;
+use crate::adapters::embedder::remote::{RemoteEmbedder, RemoteOptions};
 use crate::auth::Keys;
 use crate::cache::shared::{CacheEvent, SharedCache};
 use crate::catalog::Catalog;
@@ -40,6 +41,8 @@ use crate::split::{Format, Splitter, parse};
 use crate::worker::{self, Worker, WorkerOptions};
 
 const HASH_DIMENSION: usize = 64;
+/// Longest wait at the start for an embedding server.
+const REMOTE_PATIENCE: Duration = Duration::from_secs(30);
 const POPULARITY_PERIOD: Duration = Duration::from_secs(2);
 const KEYS_PERIOD: Duration = Duration::from_secs(1);
 /// How soon a server knows what others did to the collections.
@@ -395,8 +398,22 @@ async fn load_embedder(
             Ok(Arc::new(HashEmbedder::new(HASH_DIMENSION)))
         }
         EmbedderKind::Torch => load_torch(config, Arc::clone(metrics)).await,
-        EmbedderKind::Remote => Err("embedder.kind remote is not built yet".into()),
+        EmbedderKind::Remote => {
+            let options = RemoteOptions {
+                api_key: config.remote.api_key_file.as_deref().map(read_secret).transpose()?,
+                config: config.remote.clone(),
+                queue_texts: config.embedder.queue_texts,
+                patience: REMOTE_PATIENCE,
+            };
+            Ok(Arc::new(RemoteEmbedder::connect(options, Arc::clone(metrics)).await?))
+        }
     }
+}
+
+fn read_secret(path: &Path) -> Result<String, Failure> {
+    let text = std::fs::read_to_string(path)
+        .map_err(|error| format!("cannot read {}: {error}", path.display()))?;
+    Ok(text.trim().to_owned())
 }
 
 #[cfg(feature = "torch")]

@@ -15,6 +15,7 @@ use super::access::Deadline;
 use super::error::Problem;
 use super::extract::JsonBody;
 use crate::domain::FieldError;
+use crate::ports::Class;
 
 #[derive(Clone, Debug, Deserialize, Serialize, ToSchema)]
 #[serde(deny_unknown_fields)]
@@ -28,6 +29,21 @@ pub struct EmbeddingsRequest {
     pub dimensions: Option<usize>,
     /// Taken and not used.
     pub user: Option<String>,
+    /// Beyond OpenAI: what is embedded first when there is much to do. By default that depends on
+    /// how many texts there are.
+    pub urgency: Option<EmbeddingUrgency>,
+    /// Beyond OpenAI: embed empty texts, too, instead of refusing them.
+    #[serde(default)]
+    pub allow_empty: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum EmbeddingUrgency {
+    /// Somebody waits.
+    Interactive,
+    /// Throughput matters.
+    Bulk,
 }
 
 #[derive(Clone, Debug, Deserialize, Serialize, ToSchema)]
@@ -52,6 +68,8 @@ pub struct EmbeddingsResponse {
     pub object: String,
     pub data: Vec<EmbeddingObject>,
     pub model: String,
+    /// Beyond OpenAI: hash of the model's files, as in `/v1/info`.
+    pub model_hash: String,
     pub usage: Usage,
     /// Indexes of inputs that were longer than the model reads and were cut.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -64,6 +82,10 @@ pub struct EmbeddingObject {
     pub object: String,
     pub index: usize,
     pub embedding: Vector,
+    /// Beyond OpenAI: tokens that the model read, special ones included.
+    pub tokens: usize,
+    /// Beyond OpenAI: the text was longer than the model reads and was cut.
+    pub truncated: bool,
 }
 
 #[derive(Clone, Debug, Deserialize, Serialize, ToSchema)]
@@ -101,7 +123,8 @@ pub async fn embeddings(
     if texts.is_empty() {
         faults.push(FieldError::new("input", "must not be empty"));
     }
-    for (i, _) in texts.iter().enumerate().filter(|(_, text)| text.trim().is_empty()) {
+    let empty = |text: &str| !request.allow_empty && text.trim().is_empty();
+    for (i, _) in texts.iter().enumerate().filter(|(_, text)| empty(text)) {
         faults.push(FieldError::new(format!("input[{i}]"), "must not be empty"));
     }
     if request.model.as_ref().is_some_and(|asked| asked.rsplit('/').next() != Some(name)) {
@@ -118,7 +141,11 @@ pub async fn embeddings(
     if !faults.is_empty() {
         return Err(Problem::invalid(faults));
     }
-    let embedded = services.search.embed_all(&texts, deadline.0).await?;
+    let class = request.urgency.map(|urgency| match urgency {
+        EmbeddingUrgency::Interactive => Class::Interactive,
+        EmbeddingUrgency::Bulk => Class::Bulk,
+    });
+    let embedded = services.search.embed_all(&texts, class, deadline.0).await?;
     let tokens = embedded.iter().map(|embedding| embedding.tokens).sum();
     let truncated = (0..embedded.len()).filter(|i| embedded[*i].truncated).collect();
     let data = embedded
@@ -127,6 +154,8 @@ pub async fn embeddings(
         .map(|(index, embedding)| EmbeddingObject {
             object: "embedding".to_owned(),
             index,
+            tokens: embedding.tokens,
+            truncated: embedding.truncated,
             embedding: match request.encoding_format {
                 EncodingFormat::Float => Vector::Float(embedding.vector.to_vec()),
                 EncodingFormat::Base64 => {
@@ -141,6 +170,7 @@ pub async fn embeddings(
         object: "list".to_owned(),
         data,
         model: name.clone(),
+        model_hash: model.version.hash.clone(),
         usage: Usage { prompt_tokens: tokens, total_tokens: tokens },
         truncated,
     }))

@@ -1,5 +1,7 @@
 //! What every embedder must do. The model itself is tested in `tests/embedder.rs`.
 
+mod remote;
+
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 

@@ -2,6 +2,9 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failure here is a failed test")]
 
+#[path = "../http/app.rs"]
+#[allow(dead_code, reason = "shared with the tests of the router")]
+mod app;
 mod cache;
 mod documents;
 mod embedder;
