@@ -3,7 +3,6 @@
 mod client;
 mod import;
 mod serve;
-mod stores;
 
 use std::io::{IsTerminal, Write};
 use std::path::PathBuf;

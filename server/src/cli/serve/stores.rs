@@ -1,10 +1,13 @@
 //! The stores that the configuration asks for.
 
 use std::sync::Arc;
+use std::time::Duration;
 
-use super::Failure;
+use super::read_secret;
+use crate::adapters::cache::redis::{RedisCache, RedisOptions};
 use crate::adapters::documents::sqlite::SqliteStore;
 use crate::adapters::index::local::{LocalIndex, Options};
+use crate::cli::Failure;
 use crate::config::{Config, DocumentsKind, IndexKind};
 use crate::metrics::Metrics;
 use crate::ports::{DocumentStore, Outbox, SearchIndex};
@@ -39,4 +42,27 @@ async fn open_local(config: &Config) -> Result<LocalIndex, Failure> {
     };
     let root = config.server.data_dir.join("index");
     Ok(tokio::task::spawn_blocking(move || LocalIndex::open(&root, options)).await??)
+}
+
+pub fn connect_redis(
+    config: &Config,
+    metrics: &Arc<Metrics>,
+) -> Result<Option<Arc<RedisCache>>, Failure> {
+    let redis = &config.redis;
+    if redis.url.is_empty() {
+        return Ok(None);
+    }
+    let password = redis.password_file.as_deref().map(read_secret).transpose()?;
+    let options = RedisOptions {
+        url: redis.url.clone(),
+        user: redis.user.clone(),
+        password,
+        ca_file: redis.tls_ca_file.clone(),
+        prefix: redis.prefix.clone(),
+        timeout: Duration::from_millis(redis.timeout_ms),
+        results: config.cache.results(),
+        embeddings: config.cache.embeddings(),
+        max_stale: config.cache.max_stale(),
+    };
+    Ok(Some(RedisCache::connect(options, Arc::clone(metrics))?))
 }

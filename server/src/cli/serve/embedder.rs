@@ -1,0 +1,63 @@
+//! The embedder that the configuration asks for.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tracing::warn;
+
+use super::read_secret;
+use crate::adapters::embedder::hash::HashEmbedder;
+use crate::adapters::embedder::remote::{RemoteEmbedder, RemoteOptions};
+use crate::cli::Failure;
+use crate::config::{Config, EmbedderKind};
+use crate::metrics::Metrics;
+use crate::ports::Embedder;
+
+const HASH_DIMENSION: usize = 64;
+/// Longest wait at the start for an embedding server.
+const REMOTE_PATIENCE: Duration = Duration::from_secs(30);
+
+pub async fn load(config: &Config, metrics: &Arc<Metrics>) -> Result<Arc<dyn Embedder>, Failure> {
+    match config.embedder.kind {
+        EmbedderKind::Hash => {
+            warn!("embedder.kind is hash: vectors mean nothing, for tests only");
+            Ok(Arc::new(HashEmbedder::new(HASH_DIMENSION)))
+        }
+        EmbedderKind::Torch => load_torch(config, Arc::clone(metrics)).await,
+        EmbedderKind::Remote => {
+            let options = RemoteOptions {
+                api_key: config.remote.api_key_file.as_deref().map(read_secret).transpose()?,
+                config: config.remote.clone(),
+                queue_texts: config.embedder.queue_texts,
+                patience: REMOTE_PATIENCE,
+            };
+            Ok(Arc::new(RemoteEmbedder::connect(options, Arc::clone(metrics)).await?))
+        }
+    }
+}
+
+#[cfg(feature = "torch")]
+async fn load_torch(config: &Config, metrics: Arc<Metrics>) -> Result<Arc<dyn Embedder>, Failure> {
+    use crate::adapters::embedder::torch::{TorchEmbedder, TorchOptions};
+    let embedder = &config.embedder;
+    let options = TorchOptions {
+        model_dir: embedder.model_dir.clone().ok_or(
+            "`embedder.model_dir` is not set: name the folder with model.safetensors, tokenizer.json and \
+             config.json (`make setup` fetches them into ~/.cache/sextant/model)",
+        )?,
+        model_name: embedder.model_name.clone(),
+        device: embedder.device,
+        workers: embedder.workers,
+        max_batch_tokens: embedder.max_batch_tokens,
+        queue_texts: embedder.queue_texts,
+        ..TorchOptions::default()
+    };
+    let load = move || TorchEmbedder::load(&options, metrics);
+    Ok(Arc::new(tokio::task::spawn_blocking(load).await??))
+}
+
+#[cfg(not(feature = "torch"))]
+async fn load_torch(_: &Config, _: Arc<Metrics>) -> Result<Arc<dyn Embedder>, Failure> {
+    Err("this build has no libtorch; set `embedder.kind` to hash, or build with the feature torch"
+        .into())
+}
