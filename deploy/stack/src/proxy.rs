@@ -74,7 +74,7 @@ impl Nginx {
         // SAFETY: a plain system call.
         let is_root = unsafe { libc::geteuid() } == 0;
         let settings = if is_root { "daemon off; user root;" } else { "daemon off;" };
-        let mut command = Command::new("nginx");
+        let mut command = command("nginx");
         command.args(["-e", "stderr", "-g", settings]).arg("-p").arg(&dir).arg("-c").arg(&conf);
         let mut process = Process::start("nginx", command, &dir.join("nginx.log"))?;
         process.ready(|| answers(address)).await?;
@@ -104,7 +104,7 @@ impl Haproxy {
         std::fs::create_dir_all(dir)?;
         let conf = dir.join("haproxy.cfg");
         std::fs::write(&conf, render(HAPROXY_CFG, address, upstreams))?;
-        let mut command = Command::new("haproxy");
+        let mut command = command("haproxy");
         command.arg("-db").arg("-f").arg(&conf);
         let mut process = Process::start("haproxy", command, &dir.join("haproxy.log"))?;
         process.ready(|| answers(address)).await?;
@@ -121,16 +121,32 @@ impl Haproxy {
     }
 }
 
+/// A program that Debian has in a folder which is not in everybody's `PATH`.
+fn command(program: &str) -> Command {
+    let mut path = std::env::var_os("PATH").unwrap_or_default();
+    path.push(":/usr/sbin");
+    let mut command = Command::new(program);
+    command.env("PATH", path);
+    command
+}
+
 /// Whether HTTP is spoken there, whatever it says.
 async fn answers(address: SocketAddr) -> bool {
+    http_status(address, "/livez").await.is_some()
+}
+
+/// The status that a GET is answered with, at most after [`ANSWER_TIMEOUT`].
+pub async fn http_status(address: SocketAddr, path: &str) -> Option<u16> {
+    let request = format!("GET {path} HTTP/1.0\r\nHost: localhost\r\n\r\n");
     let ask = async {
         let mut stream = TcpStream::connect(address).await?;
-        stream.write_all(b"GET /livez HTTP/1.0\r\nHost: localhost\r\n\r\n").await?;
-        let mut head = [0; 5];
+        stream.write_all(request.as_bytes()).await?;
+        let mut head = [0; "HTTP/1.1 200".len()];
         stream.read_exact(&mut head).await?;
-        Ok::<_, std::io::Error>(&head == b"HTTP/")
+        Ok::<_, std::io::Error>(head)
     };
-    matches!(timeout(ANSWER_TIMEOUT, ask).await, Ok(Ok(true)))
+    let head = timeout(ANSWER_TIMEOUT, ask).await.ok()?.ok()?;
+    std::str::from_utf8(&head).ok()?.strip_prefix("HTTP/1.")?.get(2..)?.parse().ok()
 }
 
 #[cfg(test)]

@@ -172,7 +172,9 @@ async fn suite(proxy: SocketAddr, upstreams: &[Upstream]) {
     assert!(after - before <= 1);
 
     // Without any server the answer says so, and when to come again.
-    upstreams.iter().for_each(|upstream| upstream.serving.abort());
+    for upstream in upstreams {
+        upstream.serving.abort();
+    }
     for _ in 0..5 {
         assert_eq!(send(proxy, "GET", READ, "").await.0, 503);
     }

@@ -35,6 +35,18 @@ async fn inputs_that_were_cut_are_named() {
 }
 
 #[tokio::test]
+async fn other_servers_get_to_know_what_each_text_cost_and_which_model_it_was() {
+    let app = TestApp::new().await;
+    let texts = json!(["push", "", "b ".repeat(300)]);
+    let body = json!({"input": texts, "allow_empty": true, "urgency": "bulk"});
+    let answer = app.post("/v1/embeddings", body).await.ok();
+    let of = |i: usize, field: &str| answer["data"][i][field].clone();
+    assert_eq!([of(0, "tokens"), of(1, "tokens"), of(2, "tokens")], [1, 0, 256]);
+    assert_eq!([of(0, "truncated"), of(1, "truncated"), of(2, "truncated")], [false, false, true]);
+    assert_eq!(answer["model_hash"], app.get("/v1/info").await.ok()["model"]["hash"]);
+}
+
+#[tokio::test]
 async fn errors_have_openai_s_shape() {
     let app = TestApp::new().await;
     for (body, status, param) in [

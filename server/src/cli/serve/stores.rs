@@ -7,6 +7,7 @@ use super::read_secret;
 use crate::adapters::cache::redis::{RedisCache, RedisOptions};
 use crate::adapters::documents::sqlite::SqliteStore;
 use crate::adapters::index::local::{LocalIndex, Options};
+use crate::adapters::index::milvus::{Consistency, MilvusIndex, MilvusOptions};
 use crate::cli::Failure;
 use crate::config::{Config, DocumentsKind, IndexKind};
 use crate::metrics::Metrics;
@@ -19,7 +20,7 @@ pub struct Stores {
     pub index: Arc<dyn SearchIndex>,
 }
 
-pub async fn open(config: &Config, _metrics: &Arc<Metrics>) -> Result<Stores, Failure> {
+pub async fn open(config: &Config, metrics: &Arc<Metrics>) -> Result<Stores, Failure> {
     let (documents, outbox): (Arc<dyn DocumentStore>, _) = match config.documents.kind {
         DocumentsKind::Sqlite => {
             let file = config.server.data_dir.join("documents.db");
@@ -29,9 +30,25 @@ pub async fn open(config: &Config, _metrics: &Arc<Metrics>) -> Result<Stores, Fa
     };
     let index: Arc<dyn SearchIndex> = match config.index.kind {
         IndexKind::Local => Arc::new(open_local(config).await?),
-        IndexKind::Milvus => return Err("index.kind milvus is not built yet".into()),
+        IndexKind::Milvus => Arc::new(connect_milvus(config, metrics)?),
     };
     Ok(Stores { documents, outbox, index })
+}
+
+fn connect_milvus(config: &Config, metrics: &Arc<Metrics>) -> Result<MilvusIndex, Failure> {
+    let milvus = &config.milvus;
+    let password = milvus.password_file.as_deref().map(read_secret).transpose()?;
+    let options = MilvusOptions {
+        endpoints: milvus.endpoints.clone(),
+        user: milvus.user.clone(),
+        password: password.unwrap_or_default(),
+        prefix: milvus.prefix.clone(),
+        timeout: Duration::from_millis(milvus.timeout_ms),
+        connect_timeout: Duration::from_millis(milvus.connect_timeout_ms),
+        // An answer that lacks the last write must not be kept as that of the new generation.
+        consistency: Consistency::Strong,
+    };
+    Ok(MilvusIndex::connect(options, Arc::clone(metrics))?)
 }
 
 async fn open_local(config: &Config) -> Result<LocalIndex, Failure> {

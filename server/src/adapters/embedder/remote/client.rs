@@ -67,6 +67,8 @@ struct Row {
 pub enum Fault {
     /// It cannot be reached.
     Unreachable(String),
+    /// The connection broke, as it does when it was idle for long or the server is restarted.
+    Interrupted(String),
     /// It did not answer in this time.
     TimedOut(Duration),
     /// It says when to come again.
@@ -84,11 +86,14 @@ pub enum Fault {
 impl std::fmt::Display for Fault {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Self::Unreachable(reason) | Self::Denied(reason) => f.write_str(reason),
             Self::TimedOut(limit) => write!(f, "no answer in {} ms", limit.as_millis()),
             Self::Overloaded(_) => f.write_str("overloaded"),
             Self::OtherModel(hash) => write!(f, "serves another model, of hash {hash}"),
-            Self::Broken(reason) | Self::Rejected(reason) => f.write_str(reason),
+            Self::Unreachable(reason)
+            | Self::Interrupted(reason)
+            | Self::Denied(reason)
+            | Self::Broken(reason)
+            | Self::Rejected(reason) => f.write_str(reason),
         }
     }
 }
@@ -193,10 +198,13 @@ impl Client {
         limit: Duration,
     ) -> Result<Bytes, Fault> {
         let told = |error: reqwest::Error| {
-            if error.is_timeout() && !error.is_connect() {
-                return Fault::TimedOut(limit);
+            if error.is_connect() {
+                Fault::Unreachable(chain(&error.without_url()))
+            } else if error.is_timeout() {
+                Fault::TimedOut(limit)
+            } else {
+                Fault::Interrupted(chain(&error.without_url()))
             }
-            Fault::Unreachable(chain(&error.without_url()))
         };
         let response = request.send().await.map_err(told)?;
         let status = response.status();

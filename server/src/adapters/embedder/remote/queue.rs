@@ -100,7 +100,7 @@ impl<W: Waiter> Queue<W> {
         self.admit(fresh.len(), urgency.class, now)?;
         let joined = texts.len() - fresh.len();
         for (text, waiter) in texts {
-            self.add(text, vec![(waiter, urgency)], now);
+            self.add(&text, vec![(waiter, urgency)], now);
         }
         Ok(joined)
     }
@@ -132,7 +132,7 @@ impl<W: Waiter> Queue<W> {
     }
 
     /// Puts those back into line who can still wait when a request was given up.
-    pub fn put_back(&mut self, text: Arc<str>, waiters: Waiters<W>, now: Instant) {
+    pub fn put_back(&mut self, text: &Arc<str>, waiters: Waiters<W>, now: Instant) {
         let waiters: Waiters<W> =
             waiters.into_iter().filter(|(_, urgency)| urgency.deadline > now).collect();
         if !waiters.is_empty() {
@@ -140,17 +140,17 @@ impl<W: Waiter> Queue<W> {
         }
     }
 
-    fn add(&mut self, text: Arc<str>, waiters: Waiters<W>, now: Instant) {
-        if let Some(entry) = self.entries.get_mut(&text) {
+    fn add(&mut self, text: &Arc<str>, waiters: Waiters<W>, now: Instant) {
+        if let Some(entry) = self.entries.get_mut(text) {
             entry.waiters.extend(waiters);
             if entry.place.is_some() {
-                self.place(&text);
+                self.place(text);
             }
             return;
         }
-        let bytes = json_bytes(&text);
-        self.entries.insert(Arc::clone(&text), Entry { waiters, since: now, bytes, place: None });
-        self.place(&text);
+        let bytes = json_bytes(text);
+        self.entries.insert(Arc::clone(text), Entry { waiters, since: now, bytes, place: None });
+        self.place(text);
     }
 
     /// Puts a text where the most urgent of those who wait for it wants it.

@@ -140,7 +140,7 @@ fn who_has_time_left_when_a_request_is_given_up_waits_again() {
     fixture.push(Interactive, 9, &["a"]).unwrap();
     fixture.now += Duration::from_secs(2);
     let mut waiters = fixture.queue.finish(&batch);
-    fixture.queue.put_back("a".into(), waiters.remove(0), fixture.now);
+    fixture.queue.put_back(&"a".into(), waiters.remove(0), fixture.now);
     let again = fixture.take().unwrap();
     assert_eq!(again.deadline, fixture.now + Duration::from_secs(7));
     assert_eq!(fixture.queue.finish(&again)[0].len(), 1);
