@@ -32,7 +32,7 @@ use crate::ingest::Ingest;
 use crate::listen::{self, Bounds};
 use crate::metrics::Metrics;
 use crate::popularity::Popularity;
-use crate::ports::{DocumentStore, Embedder, SearchIndex};
+use crate::ports::{DocumentStore, SearchIndex};
 use crate::search::Search;
 use crate::worker::{self, Worker, WorkerOptions};
 

@@ -3,15 +3,21 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use tracing::warn;
+
 use super::read_secret;
 use crate::adapters::cache::redis::{RedisCache, RedisOptions};
+use crate::adapters::documents::postgres::{PostgresOptions, PostgresStore};
 use crate::adapters::documents::sqlite::SqliteStore;
 use crate::adapters::index::local::{LocalIndex, Options};
 use crate::adapters::index::milvus::{Consistency, MilvusIndex, MilvusOptions};
 use crate::cli::Failure;
 use crate::config::{Config, DocumentsKind, IndexKind};
 use crate::metrics::Metrics;
-use crate::ports::{DocumentStore, Outbox, SearchIndex};
+use crate::ports::{DocumentStore, Outbox, SearchIndex, StoreError};
+
+/// Pause between two tries to connect at the start.
+const CONNECT_PAUSE: Duration = Duration::from_secs(1);
 
 pub struct Stores {
     pub documents: Arc<dyn DocumentStore>,
@@ -26,13 +32,48 @@ pub async fn open(config: &Config, metrics: &Arc<Metrics>) -> Result<Stores, Fai
             let file = config.server.data_dir.join("documents.db");
             (Arc::new(SqliteStore::open(&file).await?), None)
         }
-        DocumentsKind::Postgres => return Err("documents.kind postgres is not built yet".into()),
+        DocumentsKind::Postgres => {
+            let store = Arc::new(connect_postgres(config, metrics).await?);
+            (Arc::clone(&store) as _, Some(store as Arc<dyn Outbox>))
+        }
     };
     let index: Arc<dyn SearchIndex> = match config.index.kind {
         IndexKind::Local => Arc::new(open_local(config).await?),
         IndexKind::Milvus => Arc::new(connect_milvus(config, metrics)?),
     };
     Ok(Stores { documents, outbox, index })
+}
+
+/// Waits for a database that is not there yet: servers and stores are started in any order.
+async fn connect_postgres(
+    config: &Config,
+    metrics: &Arc<Metrics>,
+) -> Result<PostgresStore, Failure> {
+    let postgres = &config.postgres;
+    let password = postgres.password_file.as_deref().map(read_secret).transpose()?;
+    let mut told = false;
+    loop {
+        let options = PostgresOptions {
+            primary: postgres.primary.clone(),
+            replicas: postgres.replicas.clone(),
+            password: password.clone().map(Into::into),
+            max_connections: postgres.max_connections,
+            connect_timeout: Duration::from_millis(postgres.connect_timeout_ms),
+            statement_timeout: Duration::from_millis(postgres.statement_timeout_ms),
+            max_lag: Duration::from_millis(postgres.max_lag_ms),
+            probe_period: Duration::from_millis(postgres.probe_period_ms),
+        };
+        match PostgresStore::connect(options, Arc::clone(metrics)).await {
+            Err(error @ StoreError::Unavailable { .. }) => {
+                if !std::mem::replace(&mut told, true) {
+                    let cause = std::error::Error::source(&error).map(ToString::to_string);
+                    warn!(%error, cause, "waiting for Postgres");
+                }
+                tokio::time::sleep(CONNECT_PAUSE.mul_f64(rand::random_range(0.5..1.0))).await;
+            }
+            connected => return Ok(connected?),
+        }
+    }
 }
 
 fn connect_milvus(config: &Config, metrics: &Arc<Metrics>) -> Result<MilvusIndex, Failure> {
