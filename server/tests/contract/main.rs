@@ -6,3 +6,5 @@ mod cache;
 mod documents;
 mod embedder;
 mod index;
+mod outbox;
+mod postgres;
