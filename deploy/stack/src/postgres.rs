@@ -1,5 +1,7 @@
 //! Postgres: a primary and streaming replicas, each a process of this one.
 
+mod shared;
+
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 

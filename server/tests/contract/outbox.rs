@@ -14,7 +14,7 @@ use sextant_stack::until;
 
 use crate::postgres::{collection, name, vector, write};
 
-const LEASE: Duration = Duration::from_secs(60);
+const LEASE: Duration = Duration::from_mins(1);
 /// Over before the next statement is.
 const NO_LEASE: Duration = Duration::ZERO;
 

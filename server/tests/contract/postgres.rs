@@ -1,9 +1,9 @@
 //! Postgres for the suites, and what only Postgres does: replicas, failover, many servers.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use serde_json::json;
@@ -35,9 +35,8 @@ async fn connect(options: PostgresOptions) -> PostgresStore {
 
 /// Connection string of an empty database on the server that the tests share.
 pub async fn database() -> String {
-    static SERVER: OnceLock<Postgres> = OnceLock::new();
     static MADE: AtomicU32 = AtomicU32::new(0);
-    let server = tokio::task::spawn_blocking(|| SERVER.get_or_init(shared_server)).await.unwrap();
+    let server = tokio::task::spawn_blocking(Postgres::shared).await.unwrap().unwrap();
     let name = format!("test_{}", MADE.fetch_add(1, Ordering::Relaxed));
     server.create_database(&name).await.unwrap();
     server.url(&name)
@@ -45,30 +44,6 @@ pub async fn database() -> String {
 
 pub async fn store() -> PostgresStore {
     connect(options(&database().await, &[])).await
-}
-
-/// Starts the server on a thread that lives as long as the tests: the server dies with the thread
-/// that started it, and a test ends with its own.
-fn shared_server() -> Postgres {
-    let prefix = "sextant-contract-postgres-";
-    for entry in fs::read_dir(std::env::temp_dir()).unwrap().flatten() {
-        let left =
-            entry.file_name().to_str().and_then(|name| name.strip_prefix(prefix)?.parse().ok());
-        if left.is_some_and(|pid: u32| !Path::new(&format!("/proc/{pid}")).exists()) {
-            let _ = fs::remove_dir_all(entry.path()); // another run may be at it too
-        }
-    }
-    let dir = std::env::temp_dir().join(format!("{prefix}{}", std::process::id()));
-    let (send, receive) = std::sync::mpsc::channel();
-    std::thread::spawn(move || {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        runtime.block_on(async {
-            let server = Postgres::primary_with(&dir, &["fsync=off"]).await.unwrap();
-            send.send(server).unwrap();
-            std::future::pending::<()>().await;
-        });
-    });
-    receive.recv().unwrap()
 }
 
 pub fn name(name: &str) -> CollectionName {
@@ -108,7 +83,7 @@ async fn servers_that_start_together_migrate_once() {
     let stores = futures::future::join_all((0..4).map(|_| connect(options(&url, &[])))).await;
     let made = collection(&stores[0], "a").await;
     for store in &stores {
-        assert_eq!(store.collections().await.unwrap(), [made.clone()]);
+        assert_eq!(store.collections().await.unwrap(), std::slice::from_ref(&made));
         store.close().await;
     }
 }
@@ -356,7 +331,7 @@ async fn a_commit_wakes_whoever_waits_for_work() {
     let committed = async { writer.upsert(id, &[write("1", "one")], None).await.unwrap() };
     tokio::join!(worker.wait_for_work(Duration::from_secs(10)), committed);
     assert!(start.elapsed() < Duration::from_secs(5));
-    assert!(worker.claim("w", 10, Duration::from_secs(60)).await.unwrap().is_some());
+    assert!(worker.claim("w", 10, Duration::from_mins(1)).await.unwrap().is_some());
     let start = Instant::now();
     worker.wait_for_work(Duration::from_millis(50)).await;
     assert!(start.elapsed() < Duration::from_secs(5));

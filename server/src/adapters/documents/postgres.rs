@@ -8,6 +8,7 @@ mod listen;
 mod nodes;
 mod outbox;
 mod read;
+mod state;
 mod write;
 
 use std::fmt;
@@ -32,7 +33,7 @@ use nodes::{Error, Nodes};
 use write::Upserted;
 
 /// Longest time to bring the tables up to date, or to delete a collection.
-const LONG: Duration = Duration::from_secs(60);
+const LONG: Duration = Duration::from_mins(1);
 
 /// See `postgres` in the configuration.
 pub struct PostgresOptions {
@@ -322,7 +323,8 @@ impl DocumentStore for PostgresStore {
             return Ok(found);
         }
         // It may have been written a moment ago.
-        Ok(on_primary!(self, read::get(collection, id)).unwrap_or_else(|error| {
+        let limit = self.nodes.read_patience();
+        Ok(on_primary!(self, limit, read::get(collection, id)).unwrap_or_else(|error| {
             self.primary_missed(&error);
             None
         }))
@@ -341,7 +343,7 @@ impl DocumentStore for PostgresStore {
         }
         // Documents that were written a moment ago, or deleted.
         let keys: &[Key] = &missing.iter().map(|&i| keys[i]).collect::<Vec<_>>();
-        match on_primary!(self, read::fetch(collection, keys)) {
+        match on_primary!(self, self.nodes.read_patience(), read::fetch(collection, keys)) {
             Ok(documents) => {
                 for (i, document) in missing.into_iter().zip(documents) {
                     found[i] = document;

@@ -26,11 +26,11 @@ pub fn fault(error: &sqlx::Error) -> Fault {
     }
 }
 
-/// The fault of a SQLSTATE, see "PostgreSQL Error Codes", appendix A of its manual.
+/// The fault of a SQLSTATE, see appendix A of the manual.
 fn of_code(code: &str) -> Fault {
     match code {
-        // Read-only transaction; shut down by an administrator, by a crash, or still starting.
-        "25006" | "57P01" | "57P02" | "57P03" => Fault::Lost,
+        // Read-only transaction; ended by an administrator, by a crash or as idle; still starting.
+        "25006" | "57P01" | "57P02" | "57P03" | "57P05" => Fault::Lost,
         // Serialization failure, deadlock, lock not available, statement timeout; a statement of a
         // replica that stood in the way of replay is one of the first.
         "40001" | "40P01" | "55P03" | "57014" => Fault::Busy,

@@ -11,7 +11,7 @@ pub type Position = i64;
 pub struct Replayed {
     /// Received from the primary since the replica started, if anything.
     pub received: Option<Position>,
-    pub replayed: Position,
+    pub position: Position,
     /// Since the last transaction that was replayed was committed.
     pub since: Option<Duration>,
 }
@@ -20,7 +20,7 @@ impl Replayed {
     /// The replica's own word, which is all there is while the primary is not reachable: one that
     /// has replayed all it received is as new as can be had.
     fn is_current(&self, max_lag: Duration) -> bool {
-        self.received.is_none_or(|received| received <= self.replayed)
+        self.received.is_none_or(|received| received <= self.position)
             || self.since.is_some_and(|since| since <= max_lag)
     }
 }
@@ -62,7 +62,7 @@ impl History {
         }
         match self.0.front() {
             Some((_, then)) if primary_reachable && old(self.0.front()) => {
-                replica.replayed >= *then
+                replica.position >= *then
             }
             _ => replica.is_current(max_lag),
         }
@@ -76,7 +76,7 @@ mod tests {
     const SECOND: Duration = Duration::from_secs(1);
 
     fn at(position: Position) -> Replayed {
-        Replayed { received: Some(position), replayed: position, since: Some(SECOND * 60) }
+        Replayed { received: Some(position), position, since: Some(SECOND * 60) }
     }
 
     #[test]

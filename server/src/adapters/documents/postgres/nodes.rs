@@ -17,91 +17,11 @@ use super::PostgresOptions;
 use super::fault::{Fault, fault};
 use super::hosts::{Host, hosts};
 use super::lag::{History, Position, Replayed};
+use super::state::{Role, State, may_find_primary, primary, readers};
 use crate::metrics::Metrics;
 
 /// A connection that was idle for longer is tried before it is used.
 const TRUSTED_IDLE: Duration = Duration::from_secs(1);
-
-/// What a node is for, as configured.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Role {
-    /// One of those of which one accepts writes.
-    Primary,
-    /// To be read from.
-    Replica,
-}
-
-impl Role {
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Primary => "primary",
-            Self::Replica => "replica",
-        }
-    }
-}
-
-/// What the last probe found.
-#[derive(Clone, Debug, PartialEq)]
-pub enum State {
-    /// Not probed since the start, or since a statement failed on it.
-    Unknown,
-    Down(String),
-    /// Accepts writes. The timeline grows with each failover.
-    Primary {
-        timeline: i64,
-    },
-    /// Only reads; `current` when it lags behind by no more than is allowed.
-    Standby {
-        current: bool,
-    },
-}
-
-impl State {
-    pub fn as_str(&self) -> &'static str {
-        match self {
-            Self::Unknown => "unknown",
-            Self::Down(_) => "down",
-            Self::Primary { .. } => "primary",
-            Self::Standby { current: true } => "standby",
-            Self::Standby { current: false } => "lagging",
-        }
-    }
-}
-
-/// The node to write to. Of two that accept writes the one of the later timeline: the other was
-/// replaced and does not know yet.
-fn primary(nodes: &[(Role, State)]) -> Option<usize> {
-    let mut best: Option<(usize, i64)> = None;
-    for (index, node) in nodes.iter().enumerate() {
-        if let (Role::Primary, State::Primary { timeline }) = node
-            && best.is_none_or(|(_, known)| *timeline > known)
-        {
-            best = Some((index, *timeline));
-        }
-    }
-    best.map(|(index, _)| index)
-}
-
-/// The replicas that may be read from.
-fn readers(nodes: &[(Role, State)]) -> Vec<usize> {
-    let timeline = |state: &State| match state {
-        State::Primary { timeline } => Some(*timeline),
-        _ => None,
-    };
-    let newest = nodes.iter().filter_map(|(_, state)| timeline(state)).max();
-    let usable = |state: &State| match state {
-        State::Standby { current } => *current,
-        State::Primary { .. } => timeline(state) == newest,
-        _ => false,
-    };
-    let replicas = nodes.iter().enumerate().filter(|(_, node)| node.0 == Role::Replica);
-    replicas.filter(|(_, node)| usable(&node.1)).map(|(index, _)| index).collect()
-}
-
-/// Whether a probe that is under way may still find the primary.
-fn may_find_primary(nodes: &[(Role, State)]) -> bool {
-    nodes.iter().any(|(role, state)| *role == Role::Primary && *state == State::Unknown)
-}
 
 /// Why an operation on a node failed.
 #[derive(Debug)]
@@ -128,7 +48,7 @@ pub struct Chosen {
 }
 
 pub struct Nodes {
-    nodes: Vec<Node>,
+    all: Vec<Node>,
     states: watch::Sender<Vec<(Role, State)>>,
     history: Mutex<History>,
     max_connections: u32,
@@ -164,7 +84,7 @@ impl Nodes {
         }
         let states = found.iter().map(|(role, _)| (*role, State::Unknown)).collect();
         let mut nodes = Self {
-            nodes: Vec::new(),
+            all: Vec::new(),
             states: watch::Sender::new(states),
             history: Mutex::default(),
             // One is for probing and one, on the primary, for being told of work.
@@ -182,7 +102,7 @@ impl Nodes {
                 .application_name("sextant")
                 .options([("statement_timeout", statement_timeout.as_str())]);
             let pool = Mutex::new((0, nodes.pool(&host.options)));
-            nodes.nodes.push(Node { host, role, pool, wake: Notify::new() });
+            nodes.all.push(Node { host, role, pool, wake: Notify::new() });
         }
         Ok(nodes)
     }
@@ -202,18 +122,18 @@ impl Nodes {
     }
 
     pub fn len(&self) -> usize {
-        self.nodes.len()
+        self.all.len()
     }
 
     /// Each node's `host:port`, role and state.
     pub fn states(&self) -> Vec<(String, Role, State)> {
         let states = self.states.borrow();
-        let names = self.nodes.iter().map(|node| node.host.name.clone());
+        let names = self.all.iter().map(|node| node.host.name.clone());
         names.zip(states.iter()).map(|(name, (role, state))| (name, *role, state.clone())).collect()
     }
 
     fn chosen(&self, index: usize) -> Chosen {
-        let (count, pool) = locked(&self.nodes[index].pool).clone();
+        let (count, pool) = locked(&self.all[index].pool).clone();
         Chosen { index, count, pool }
     }
 
@@ -269,14 +189,15 @@ impl Nodes {
                 }
                 Fault::Busy => {
                     // A pool may also be empty because the node takes no connections any more.
-                    self.nodes[node.index].wake.notify_one();
+                    self.all[node.index].wake.notify_one();
                     Err(Error::Unavailable(Box::new(error)))
                 }
                 Fault::Statement => Err(Error::Statement(error)),
             },
             Err(_) => {
-                self.lost(&node);
-                let name = &self.nodes[node.index].host.name;
+                // Frozen, or only slow: the probe tells. Until then nobody else waits for it.
+                self.suspect(&node);
+                let name = &self.all[node.index].host.name;
                 Err(Error::Unavailable(format!("{name} did not answer in {limit:?}").into()))
             }
         }
@@ -285,6 +206,12 @@ impl Nodes {
     /// Longest time for an operation on the primary that is bound by the statement timeout.
     pub fn patience(&self) -> Duration {
         self.connect_timeout + self.statement_timeout
+    }
+
+    /// Longest time for a read that can be made elsewhere, or be done without: a little more than
+    /// for a connection, so that a full pool is not taken for a frozen node.
+    pub fn read_patience(&self) -> Duration {
+        self.connect_timeout.mul_f64(1.25)
     }
 
     pub async fn on_primary<T, F>(
@@ -309,37 +236,55 @@ impl Nodes {
         let mut failed = None;
         if let Some(node) = self.reader(None) {
             let (index, reading) = (node.index, operation(node.pool.clone()));
-            if let Ok(value) = self.run(node, self.connect_timeout, reading).await {
-                return Ok((value, true));
+            match self.run(node, self.read_patience(), reading).await {
+                Ok(value) => return Ok((value, true)),
+                Err(error) => {
+                    tracing::debug!(?error, "a read is tried again on another node");
+                    self.metrics
+                        .background_failures
+                        .with_label_values(&["postgres_read_replica"])
+                        .inc();
+                }
             }
             failed = Some(index);
         }
         if let Some(node) = self.reader(failed).filter(|_| failed.is_some()) {
             let reading = operation(node.pool.clone());
-            return Ok((self.run(node, self.connect_timeout, reading).await?, true));
+            return Ok((self.run(node, self.read_patience(), reading).await?, true));
         }
         let value = self.on_primary(self.patience(), operation).await?;
         Ok((value, false))
     }
 
-    /// A statement failed as it does when the node is gone: it is not used before a probe has found
-    /// it well, and when it was the primary all are asked for the new one.
+    /// A statement failed as it does when the node is gone.
     fn lost(&self, node: &Chosen) {
-        let Node { host, role: lost, pool, .. } = &self.nodes[node.index];
-        {
-            let mut pool = locked(pool);
-            if pool.0 != node.count {
-                return;
-            }
-            *pool = (pool.0 + 1, self.pool(&host.options));
+        if self.replace_pool(node.index, Some(node.count)) {
+            self.suspect(node);
         }
-        tracing::warn!(node = host.name, role = lost.as_str(), "lost a database node");
+    }
+
+    /// Gives up the connections to a node; false when that was done since they were `count`ed.
+    fn replace_pool(&self, index: usize, count: Option<u64>) -> bool {
+        let Node { host, role, pool, .. } = &self.all[index];
+        let mut pool = locked(pool);
+        if count.is_some_and(|count| count != pool.0) {
+            return false;
+        }
+        *pool = (pool.0 + 1, self.pool(&host.options));
+        tracing::warn!(node = host.name, role = role.as_str(), "lost a database node");
         self.metrics.postgres_lost.with_label_values(&[host.name.as_str()]).inc();
+        true
+    }
+
+    /// The node is not used before a probe has found it well, and when it was the primary all are
+    /// asked for the new one.
+    fn suspect(&self, node: &Chosen) {
+        let suspected = self.all[node.index].role;
         self.states.send_modify(|states| {
             for (index, (role, state)) in states.iter_mut().enumerate() {
-                if index == node.index || (*lost, *role) == (Role::Primary, Role::Primary) {
+                if index == node.index || (suspected, *role) == (Role::Primary, Role::Primary) {
                     *state = State::Unknown;
-                    self.nodes[index].wake.notify_one();
+                    self.all[index].wake.notify_one();
                 }
             }
         });
@@ -347,17 +292,20 @@ impl Nodes {
 
     /// Probes one node for ever.
     pub async fn watch(self: Arc<Self>, index: usize) {
-        let node = &self.nodes[index];
+        let node = &self.all[index];
         let mut connection = None;
         loop {
-            let state = match timeout(self.connect_timeout, self.probe(node, &mut connection)).await
-            {
-                Ok(Ok(state)) => state,
-                Ok(Err(error)) => State::Down(error.to_string()),
-                Err(_) => State::Down(format!("no answer in {:?}", self.connect_timeout)),
-            };
+            let state =
+                match timeout(self.connect_timeout, self.probe(index, &mut connection)).await {
+                    Ok(Ok(state)) => state,
+                    Ok(Err(error)) => State::Down(error.to_string()),
+                    Err(_) => State::Down(format!("no answer in {:?}", self.connect_timeout)),
+                };
             if matches!(state, State::Down(_)) {
                 connection = None;
+                if !matches!(self.states.borrow()[index].1, State::Down(_)) {
+                    self.replace_pool(index, None);
+                }
             }
             self.set(index, state);
             // Servers that were started together do not probe together.
@@ -370,7 +318,7 @@ impl Nodes {
     }
 
     fn set(&self, index: usize, state: State) {
-        let Node { host, role, .. } = &self.nodes[index];
+        let Node { host, role, .. } = &self.all[index];
         let usable = match role {
             Role::Primary => matches!(state, State::Primary { .. }),
             Role::Replica => {
@@ -398,9 +346,10 @@ impl Nodes {
 
     async fn probe(
         &self,
-        node: &Node,
+        index: usize,
         connection: &mut Option<PgConnection>,
     ) -> Result<State, sqlx::Error> {
+        let node = &self.all[index];
         let connection = match connection {
             Some(connection) => connection,
             None => connection.insert(node.host.options.connect().await?),
@@ -427,7 +376,9 @@ impl Nodes {
                 return Ok(State::Down("it is read-only".to_owned()));
             }
             let timeline = row.try_get("timeline")?;
-            if let (Role::Primary, Some(position)) = (node.role, received) {
+            // Not of one that was replaced and does not know yet.
+            let chosen = primary(&self.states.borrow()).is_none_or(|chosen| chosen == index);
+            if let (Role::Primary, Some(position), true) = (node.role, received, chosen) {
                 locked(&self.history).add(now, position);
             }
             return Ok(State::Primary { timeline });
@@ -435,7 +386,7 @@ impl Nodes {
         let since: Option<f64> = row.try_get("since")?;
         let replica = Replayed {
             received,
-            replayed: row.try_get::<Option<Position>, _>("replayed")?.unwrap_or_default(),
+            position: row.try_get::<Option<Position>, _>("replayed")?.unwrap_or_default(),
             since: since.map(|seconds| Duration::try_from_secs_f64(seconds).unwrap_or_default()),
         };
         let reachable = self.has_primary();
@@ -447,7 +398,7 @@ impl Nodes {
     /// connection comes the node's place, see [`Self::primary_moved`].
     pub async fn primary_options(&self) -> Result<(usize, PgConnectOptions), Error> {
         let node = self.primary().await?;
-        Ok((node.index, self.nodes[node.index].host.options.clone()))
+        Ok((node.index, self.all[node.index].host.options.clone()))
     }
 
     /// Returns when the primary is another node, or none.
@@ -467,63 +418,9 @@ impl Nodes {
 
     /// Closes the pools; what hangs is left behind.
     pub async fn close(&self) {
-        for node in &self.nodes {
+        for node in &self.all {
             let pool = locked(&node.pool).1.clone();
             let _ = timeout(self.connect_timeout, pool.close()).await;
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    const DOWN: State = State::Down(String::new());
-
-    fn standby(current: bool) -> State {
-        State::Standby { current }
-    }
-
-    #[test]
-    fn of_two_primaries_the_one_of_the_later_timeline_is_written_to() {
-        let old = (Role::Primary, State::Primary { timeline: 1 });
-        let new = (Role::Primary, State::Primary { timeline: 2 });
-        assert_eq!(primary(&[old.clone(), new.clone()]), Some(1));
-        assert_eq!(primary(&[new, old]), Some(0));
-    }
-
-    #[test]
-    fn a_replica_that_was_promoted_is_not_written_to_before_it_is_named_as_a_primary() {
-        let promoted = State::Primary { timeline: 2 };
-        assert_eq!(primary(&[(Role::Primary, DOWN), (Role::Replica, promoted)]), None);
-    }
-
-    #[test]
-    fn only_replicas_that_keep_up_are_read_from() {
-        let nodes = [
-            (Role::Primary, State::Primary { timeline: 1 }),
-            (Role::Primary, standby(true)),
-            (Role::Replica, standby(true)),
-            (Role::Replica, standby(false)),
-            (Role::Replica, State::Unknown),
-            (Role::Replica, DOWN),
-            (Role::Replica, State::Primary { timeline: 1 }),
-        ];
-        assert_eq!(readers(&nodes), [2, 6]);
-    }
-
-    #[test]
-    fn an_old_primary_that_came_back_is_not_read_from() {
-        let nodes = [
-            (Role::Primary, State::Primary { timeline: 2 }),
-            (Role::Replica, State::Primary { timeline: 1 }),
-        ];
-        assert!(readers(&nodes).is_empty());
-    }
-
-    #[test]
-    fn writers_wait_only_while_a_probe_may_find_the_primary() {
-        assert!(may_find_primary(&[(Role::Primary, State::Unknown), (Role::Primary, DOWN)]));
-        assert!(!may_find_primary(&[(Role::Replica, State::Unknown), (Role::Primary, DOWN)]));
     }
 }

@@ -171,7 +171,7 @@ pub async fn complete(
              ON CONFLICT (key) DO UPDATE SET vector = excluded.vector
          ), indexed AS (
              SELECT max(version) AS version
-             FROM (SELECT version FROM removed UNION ALL SELECT version FROM written_again) both
+             FROM (SELECT version FROM removed UNION ALL SELECT version FROM written_again) claimed
          )
          UPDATE collections SET visible_generation = CASE
              WHEN indexed.version IS NULL THEN visible_generation
