@@ -140,6 +140,12 @@ metrics! {
     /// Work in the background that failed and is tried again, by task.
     background_failures: IntCounterVec = |help| IntCounterVec::new(
         Opts::new("sextant_background_failures_total", help), &["task"]);
+    /// Whether a Postgres node accepts writes (role primary) or may be read from (role replica).
+    postgres_usable: IntGaugeVec = |help| IntGaugeVec::new(
+        Opts::new("sextant_postgres_usable", help), &["node", "role"]);
+    /// How often a Postgres node was given up because a statement found it gone.
+    postgres_lost: IntCounterVec = |help| IntCounterVec::new(
+        Opts::new("sextant_postgres_lost_total", help), &["node"]);
     /// Always 1; the labels tell version, model and device.
     build_info: GaugeVec = |help| GaugeVec::new(
         Opts::new("sextant_build_info", help), &["version", "model", "model_hash", "device"]);

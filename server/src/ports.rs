@@ -427,6 +427,9 @@ pub enum StoreError {
     NoCollection,
     #[error("this store has no outbox: a document needs its vector")]
     NoOutbox,
+    /// Another server changed the collection meanwhile, so that the write does not fit any more.
+    #[error("{0}")]
+    Conflict(String),
     /// The store cannot be reached, or not for writing; it may be again in a moment.
     #[error("failed to {action}: the database is not available")]
     Unavailable {

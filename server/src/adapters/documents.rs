@@ -1,3 +1,4 @@
 //! Document stores.
 
+pub mod postgres;
 pub mod sqlite;

@@ -197,7 +197,9 @@ impl From<StoreError> for Problem {
 impl From<&StoreError> for Problem {
     fn from(error: &StoreError) -> Self {
         match error {
-            StoreError::Exists => Self::new("conflict", error.to_string()),
+            StoreError::Exists | StoreError::Conflict(_) => {
+                Self::new("conflict", error.to_string())
+            }
             StoreError::NoCollection => Self::new("not-found", error.to_string()),
             StoreError::Unavailable { .. } => {
                 Self::unavailable("the database is not available", error)

@@ -186,6 +186,46 @@ pub async fn a_mark_is_set_once_and_stays(store: Arc<dyn DocumentStore>) {
     assert!(store.mark("seed").await.unwrap());
 }
 
+pub async fn identifiers_sort_by_their_bytes(store: Arc<dyn DocumentStore>) {
+    let id = collection(&*store).await;
+    let writes: Vec<_> = ["é", "a", "B", "_"].map(|id| write(id, "text")).into();
+    upsert(&*store, id, &writes).await;
+    let listed = store.list(id, None, 10).await.unwrap();
+    let ids: Vec<_> = listed.iter().map(|stored| stored.document.id.as_str()).collect();
+    assert_eq!(ids, ["B", "_", "a", "é"]);
+}
+
+pub async fn values_come_back_as_they_were_written(store: Arc<dyn DocumentStore>) {
+    let id = collection(&*store).await;
+    let json = r#"{"id":"1","a":1.0,"b":18446744073709551615,"c":-0.1,"d":1e-7,"e":"\u0000'\"x","f":true}"#;
+    let document = Document::parse(serde_json::from_str(json).unwrap(), "").unwrap();
+    let write = DocumentWrite { document, ..write("1", "text") };
+    upsert(&*store, id, std::slice::from_ref(&write)).await;
+    let stored = store.get(id, "1").await.unwrap().unwrap().document;
+    assert_eq!(stored, write.document);
+    assert_eq!(serde_json::to_string(&stored).unwrap(), json);
+}
+
+pub async fn of_one_document_in_one_call_the_last_write_counts(store: Arc<dyn DocumentStore>) {
+    let id = collection(&*store).await;
+    let twice =
+        upsert(&*store, id, &[write("1", "one"), write("2", "two"), write("1", "last")]).await;
+    assert_eq!((twice.keys.len(), twice.documents), (3, 2));
+    assert_eq!(twice.keys[0], twice.keys[2]);
+    let stored = store.get(id, "1").await.unwrap().unwrap();
+    assert_eq!(stored.document, write("1", "last").document);
+}
+
+pub async fn what_no_text_can_hold_is_not_found(store: Arc<dyn DocumentStore>) {
+    let id = collection(&*store).await;
+    upsert(&*store, id, &[write("a", "one")]).await;
+    assert_eq!(store.get(id, "a\0").await.unwrap(), None);
+    assert!(store.delete(id, &["a\0".into()]).await.unwrap().keys.is_empty());
+    assert_eq!(store.embedded(id, &["a\0".into()]).await.unwrap(), [None]);
+    assert_eq!(store.list(id, Some("a\0"), 10).await.unwrap(), []);
+    assert_eq!(store.queries(id, QuerySelection::Prefix("a\0"), 10).await.unwrap(), []);
+}
+
 /// Runs every case on a store of its own.
 macro_rules! document_store_suite {
     ($module:ident, $make:path) => {
@@ -200,6 +240,10 @@ macro_rules! document_store_suite {
                 changes_can_be_replayed_from_any_generation,
                 query_counts_add_up_and_are_selected,
                 a_mark_is_set_once_and_stays,
+                identifiers_sort_by_their_bytes,
+                values_come_back_as_they_were_written,
+                of_one_document_in_one_call_the_last_write_counts,
+                what_no_text_can_hold_is_not_found,
             );
         }
     };
@@ -218,4 +262,9 @@ async fn sqlite() -> (Arc<dyn DocumentStore>, tempfile::TempDir) {
     (Arc::new(store), folder)
 }
 
+async fn postgres() -> (Arc<dyn DocumentStore>, ()) {
+    (Arc::new(crate::postgres::store().await), ())
+}
+
 document_store_suite!(on_sqlite, super::sqlite);
+document_store_suite!(on_postgres, super::postgres);

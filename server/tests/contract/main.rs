@@ -9,3 +9,5 @@ mod cache;
 mod documents;
 mod embedder;
 mod index;
+mod outbox;
+mod postgres;
