@@ -74,6 +74,7 @@ fn package() -> Result<PathBuf, StackError> {
     if folder.join("milvus_lite").is_dir() {
         return Ok(folder);
     }
-    let message = "milvus-lite is not there: run `deploy/setup/setup.sh milvus`, or set MILVUS_LITE";
+    let message =
+        "milvus-lite is not there: run `deploy/setup/setup.sh milvus`, or set MILVUS_LITE";
     Err(StackError(message.to_owned()))
 }

@@ -78,6 +78,13 @@ impl Place for MilvusPlace {
     async fn index(&self) -> Arc<dyn SearchIndex> {
         Arc::new(connect(options(&shared().await.endpoint, &self.prefix)))
     }
+
+    fn not_offered(&self, case: &str) -> Option<&'static str> {
+        (case == "a_filter_changes_no_score").then_some(
+            "milvus-lite weighs words of rows that it has not written to files yet by those rows \
+             alone that match the filter",
+        )
+    }
 }
 
 index_contract!(contract, MilvusPlace::new());
@@ -225,8 +232,24 @@ async fn values_are_found_whatever_characters_they_have() {
     own.index.open(&collection(ID, DIMENSION)).await.unwrap();
     let long = "x".repeat(100_000);
     let values = [
-        "\"", "\\", "\\\"", "'", "a\nb", "a\r\nb", "a\tb", "\u{0}", "\u{1f600}", "é", "e\u{301}",
-        "\\u0041", "\\n", "\"] or key > 0 or [\"", "{0}", "%", "", &long,
+        "\"",
+        "\\",
+        "\\\"",
+        "'",
+        "a\nb",
+        "a\r\nb",
+        "a\tb",
+        "\u{0}",
+        "\u{1f600}",
+        "é",
+        "e\u{301}",
+        "\\u0041",
+        "\\n",
+        "\"] or key > 0 or [\"",
+        "{0}",
+        "%",
+        "",
+        &long,
     ];
     let documents = (1..).zip(values).map(|(key, value)| {
         let mut document = document(key, "text", &[("level", string(value))]);
@@ -311,5 +334,7 @@ async fn what_a_search_costs_beyond_the_clients_own_call() {
     theirs.sort_unstable();
     let (ours, theirs) = (ours[ours.len() / 2], theirs[theirs.len() / 2]);
     let ratio = ours.as_secs_f64() / theirs.as_secs_f64();
-    println!("p50 of a search, {DOCUMENTS} x {DIMENSION}: {ours:?}, client alone {theirs:?}, ratio {ratio:.2}");
+    println!(
+        "p50 of a search, {DOCUMENTS} x {DIMENSION}: {ours:?}, client alone {theirs:?}, ratio {ratio:.2}"
+    );
 }

@@ -224,7 +224,8 @@ impl Text {
         let search = || -> Result<Vec<Scored>, TantivyError> {
             let searcher = self.reader.searcher();
             let weights = self
-                .query_words.of(text)
+                .query_words
+                .of(text)
                 .into_iter()
                 .map(|word| {
                     self.word(&word).weight(EnableScoring::enabled_from_searcher(&searcher))

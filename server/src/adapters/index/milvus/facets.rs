@@ -37,9 +37,8 @@ impl<'a> Counts<'a> {
         let facets = self.fields.iter().zip(self.counts).map(|(field, counts)| {
             let mut counts: Vec<FacetValue> =
                 counts.into_iter().map(|(value, count)| FacetValue { value, count }).collect();
-            counts.sort_unstable_by(|a, b| {
-                b.count.cmp(&a.count).then_with(|| a.value.cmp(&b.value))
-            });
+            counts
+                .sort_unstable_by(|a, b| b.count.cmp(&a.count).then_with(|| a.value.cmp(&b.value)));
             counts.truncate(values);
             (field.clone(), counts)
         });
