@@ -22,7 +22,7 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
-use milvus::v2::prelude::{ConsistencyLevel, DeleteRequest, Ids, InsertRequest, UpsertRequest};
+use milvus::v2::prelude::{ConsistencyLevel, DeleteRequest, InsertRequest, UpsertRequest};
 
 use self::client::{Servers, failed, unavailable};
 use self::filter::Expression;
@@ -149,11 +149,13 @@ impl MilvusIndex {
 
     async fn delete(&self, collection: &OpenCollection, keys: &[Key]) -> Result<(), IndexError> {
         for keys in keys.chunks(DELETES) {
+            let keys: Vec<String> = keys.iter().map(Key::to_string).collect();
+            let keys = format!("{} in [{}]", rows::KEY, keys.join(", "));
             self.servers
                 .call("change", |client| {
                     let request = DeleteRequest::builder()
                         .collection_name(collection.alias.as_str())
-                        .ids(Ids::Int64(keys.to_vec()))
+                        .filter(keys.as_str())
                         .build();
                     async move { client.delete(request?).await }
                 })
@@ -206,8 +208,8 @@ fn distinct(changes: &Changes) -> Vec<&IndexedDocument> {
 impl SearchIndex for MilvusIndex {
     async fn open(&self, collection: &IndexedCollection) -> Result<i64, IndexError> {
         let (prefix, id) = (self.options.prefix.as_str(), collection.id);
-        let (dimension, patience) = (collection.dimension, self.options.timeout);
-        collections::open(&self.servers, prefix, id, dimension, patience).await?;
+        let dimension = collection.dimension;
+        collections::open(&self.servers, prefix, id, dimension).await?;
         let generation = collections::generation(&self.servers, prefix, id).await?;
         let alias = collections::alias(prefix, id);
         let opened = OpenCollection { id, alias, dimension, seen: Mutex::new(None) };

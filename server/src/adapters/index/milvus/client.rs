@@ -8,7 +8,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use milvus::v2::error::Error;
-use milvus::v2::prelude::{ClientV2, ConnectConfig, RetryConfig, TelemetryConfig};
+use milvus::v2::prelude::{
+    ClientV2, ConnectConfig, LoadCollectionRequest, RetryConfig, TelemetryConfig,
+};
+use rand::Rng;
 use tokio::sync::OnceCell;
 use tokio::time::timeout;
 
@@ -30,6 +33,8 @@ const PERMISSION_DENIED: i32 = 7;
 const OUT_OF_RANGE: i32 = 11;
 const UNIMPLEMENTED: i32 = 12;
 const UNAUTHENTICATED: i32 = 16;
+/// Milvus's own code.
+const NOT_LOADED: i32 = 101;
 
 /// One cluster, behind one address or several.
 pub struct Servers {
@@ -108,6 +113,40 @@ impl Servers {
         }))
     }
 
+    /// Makes a call that reads from a collection. One that is not loaded, as after a restart of
+    /// some servers, is loaded first.
+    pub async fn read<T, F>(
+        &self,
+        action: &'static str,
+        collection: &str,
+        mut work: impl FnMut(ClientV2) -> F,
+    ) -> Result<T, IndexError>
+    where
+        F: Future<Output = Result<T, Error>>,
+    {
+        match self.call(action, &mut work).await {
+            Err(error) if is_not_loaded(&error) => {
+                self.load(collection).await?;
+                self.call(action, work).await
+            }
+            answer => answer,
+        }
+    }
+
+    /// Loads a collection and waits until it can be searched.
+    pub async fn load(&self, collection: &str) -> Result<(), IndexError> {
+        let patience = i64::try_from(self.timeout.as_millis()).unwrap_or(i64::MAX);
+        self.call("load", |client| {
+            let request = LoadCollectionRequest::builder()
+                .collection_name(collection)
+                .sync(true)
+                .timeout_ms(patience)
+                .build();
+            async move { client.load_collection(request?).await }
+        })
+        .await
+    }
+
     fn admitted(&self) -> Option<(usize, &Server)> {
         let (first, now) = (self.preferred.load(Ordering::Relaxed), Instant::now());
         (0..self.servers.len())
@@ -141,6 +180,11 @@ fn config(endpoint: &str, options: &MilvusOptions) -> ConnectConfig {
     config
 }
 
+/// A pause that is not the same for all servers: half as long to one and a half times as long.
+pub fn jittered(pause: Duration) -> Duration {
+    pause.mul_f64(rand::rng().random_range(0.5..1.5))
+}
+
 pub fn failed<E>(action: &'static str) -> impl FnOnce(E) -> IndexError
 where
     E: Into<Box<dyn std::error::Error + Send + Sync>>,
@@ -157,6 +201,15 @@ pub fn is_too_large(error: &IndexError) -> bool {
     let IndexError::Io { source, .. } = error else { return false };
     let error = source.downcast_ref::<Error>();
     matches!(error.map(innermost), Some(Error::Grpc(status)) if status.code() as i32 == OUT_OF_RANGE)
+}
+
+/// Whether a server that is there has not loaded the collection.
+fn is_not_loaded(error: &IndexError) -> bool {
+    let (IndexError::Io { source, .. } | IndexError::Unavailable { source, .. }) = error else {
+        return false;
+    };
+    let error = source.downcast_ref::<Error>();
+    matches!(error.map(innermost), Some(Error::Server(error)) if error.code() == NOT_LOADED)
 }
 
 fn innermost(error: &Error) -> &Error {
@@ -185,8 +238,8 @@ fn is_unavailable(error: &Error) -> bool {
             // what older error codes call anything unexpected.
             1 => error.legacy_code() != 1,
             2..=4 | 8 | 9 => true,
-            // Collections and partitions not loaded, replicas, channels, segments and nodes away.
-            101 | 103 | 201 | 202 | 400..=403 | 500..=503 | 600..=604 | 901..=907 => true,
+            // Collections not fully loaded, partitions not loaded, replicas, channels, segments and nodes away.
+            103 | 201 | 202 | 400..=403 | 500..=503 | 600..=604 | 901..=907 => true,
             _ => false,
         },
         _ => false,

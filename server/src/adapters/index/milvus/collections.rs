@@ -10,15 +10,18 @@ use milvus::v2::error::Error;
 use milvus::v2::prelude::{
     CollectionSchema, ConsistencyLevel, CreateAliasRequest, CreateCollectionRequest,
     CreateIndexRequest, DeleteRequest, DescribeAliasRequest, DescribeCollectionRequest,
-    DropAliasRequest, DropCollectionRequest, HasCollectionRequest, Ids, IndexParam, InsertRequest,
-    ListCollectionsRequest, LoadCollectionRequest, QueryRequest, UpsertRequest,
+    DropAliasRequest, DropCollectionRequest, HasCollectionRequest, IndexParam, InsertRequest,
+    QueryRequest, UpsertRequest,
 };
 
-use super::client::{Servers, failed};
+use super::client::{Servers, failed, jittered};
 use super::rows;
 use crate::ports::IndexError;
 
 const VERSION: u32 = 1;
+/// How often, and after which pause, it is looked whether another server has made a collection.
+const CHECKS: u32 = 10;
+const CHECK_PAUSE: Duration = Duration::from_millis(100);
 
 /// The name that searches and changes use.
 pub fn alias(prefix: &str, collection: i64) -> String {
@@ -36,13 +39,12 @@ pub async fn open(
     prefix: &str,
     collection: i64,
     dimension: usize,
-    patience: Duration,
 ) -> Result<(), IndexError> {
     let meta = generations(prefix);
     // Loading is also what tells whether it was ever finished.
-    if let Err(IndexError::Io { .. }) = load(servers, &meta, patience).await {
+    if let Err(IndexError::Io { .. }) = servers.load(&meta).await {
         create(servers, &meta, &rows::generations_schema(), rows::generations_indexes()).await?;
-        load(servers, &meta, patience).await?;
+        servers.load(&meta).await?;
     }
     let alias = alias(prefix, collection);
     if target(servers, &alias).await?.is_none() {
@@ -63,7 +65,7 @@ pub async fn open(
             made?;
         }
     }
-    load(servers, &alias, patience).await?;
+    servers.load(&alias).await?;
     let present = vector_length(servers, &alias).await?;
     if present != Some(dimension) {
         let reason = format!("its vectors have {present:?} numbers, those wanted {dimension}");
@@ -79,13 +81,16 @@ pub async fn drop(servers: &Servers, prefix: &str, collection: i64) -> Result<()
         // First of all: what is left after a failure is then taken for an empty index.
         servers
             .call("drop a collection of", |client| {
-                let request = DeleteRequest::builder().collection_name(meta.as_str());
-                let request = request.ids(Ids::Int64(vec![collection])).build();
+                let request = DeleteRequest::builder()
+                    .collection_name(meta.as_str())
+                    .filter(format!("{} == {collection}", rows::COLLECTION))
+                    .build();
                 async move { client.delete(request?).await }
             })
             .await?;
     }
-    if target(servers, &alias).await?.is_some() {
+    let target = target(servers, &alias).await?;
+    if target.is_some() {
         servers
             .call("drop a collection of", |client| {
                 let request = DropAliasRequest::builder().alias(alias.as_str()).build();
@@ -93,8 +98,12 @@ pub async fn drop(servers: &Servers, prefix: &str, collection: i64) -> Result<()
             })
             .await?;
     }
-    let versions = format!("{alias}_v");
-    for name in names(servers).await?.into_iter().filter(|name| name.starts_with(&versions)) {
+    let mut physical: Vec<String> = (1..=VERSION).map(|it| format!("{alias}_v{it}")).collect();
+    physical.extend(target);
+    for name in physical {
+        if !exists(servers, &name).await? {
+            continue;
+        }
         servers
             .call("drop a collection of", |client| {
                 let request = DropCollectionRequest::builder().collection_name(name.as_str());
@@ -114,7 +123,7 @@ pub async fn generation(
 ) -> Result<i64, IndexError> {
     let meta = generations(prefix);
     let answer = servers
-        .call("read", |client| {
+        .read("read", &meta, |client| {
             let request = QueryRequest::builder()
                 .collection_name(meta.as_str())
                 .filter(format!("{} == {collection}", rows::COLLECTION))
@@ -167,8 +176,14 @@ async fn create(
                 async move { client.create_collection(request?).await }
             })
             .await;
-        if made.is_err() && !exists(servers, name).await? {
-            return made;
+        // Another server may have begun it meanwhile, and not be done.
+        let mut checks = 1;
+        while made.is_err() && !exists(servers, name).await? {
+            if checks == CHECKS {
+                return made;
+            }
+            checks += 1;
+            tokio::time::sleep(jittered(CHECK_PAUSE)).await;
         }
     }
     for index in indexes {
@@ -189,20 +204,6 @@ async fn create(
     Ok(())
 }
 
-async fn load(servers: &Servers, name: &str, patience: Duration) -> Result<(), IndexError> {
-    let patience = i64::try_from(patience.as_millis()).unwrap_or(i64::MAX);
-    servers
-        .call("load", |client| {
-            let request = LoadCollectionRequest::builder()
-                .collection_name(name)
-                .sync(true)
-                .timeout_ms(patience)
-                .build();
-            async move { client.load_collection(request?).await }
-        })
-        .await
-}
-
 async fn exists(servers: &Servers, name: &str) -> Result<bool, IndexError> {
     let answer = servers
         .call("open", |client| {
@@ -211,16 +212,6 @@ async fn exists(servers: &Servers, name: &str) -> Result<bool, IndexError> {
         })
         .await?;
     Ok(answer.exists())
-}
-
-async fn names(servers: &Servers) -> Result<Vec<String>, IndexError> {
-    let answer = servers
-        .call("read", |client| {
-            let request = ListCollectionsRequest::builder().build();
-            async move { client.list_collections(request?).await }
-        })
-        .await?;
-    Ok(answer.collection_names().to_vec())
 }
 
 /// The collection behind an alias.

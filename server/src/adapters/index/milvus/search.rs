@@ -4,9 +4,8 @@ use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use milvus::v2::prelude::{Ids, QueryRequest, QueryResults, SearchRequest, SearchVectors};
-use rand::Rng;
 
-use super::client::{failed, is_too_large, unavailable};
+use super::client::{failed, is_too_large, jittered, unavailable};
 use super::facets::Counts;
 use super::{MilvusIndex, OpenCollection, rows};
 use crate::domain::Key;
@@ -60,7 +59,7 @@ impl MilvusIndex {
                 return Ok(hits);
             }
             self.metrics.milvus_short_answers.inc();
-            let pause = RETRY_PAUSE.mul_f64(rand::rng().random_range(0.5..1.5));
+            let pause = jittered(RETRY_PAUSE);
             if Instant::now() + pause > until {
                 let reason = "it answers without the documents that it has".to_owned();
                 return Err(unavailable("search", reason));
@@ -119,7 +118,7 @@ impl MilvusIndex {
         };
         let answer = self
             .servers
-            .call("search", |client| {
+            .read("search", &collection.alias, |client| {
                 let request = SearchRequest::builder()
                     .collection_name(collection.alias.as_str())
                     .vector_field(field)
@@ -139,7 +138,11 @@ impl MilvusIndex {
             Wanted::Near(_) => {
                 hits.map(|hit| Scored { score: hit.score.clamp(-1.0, 1.0), ..hit }).collect()
             }
-            Wanted::Words(_) => hits.filter(|hit| hit.score > 0.0).collect(),
+            // BM25 is never below 0; milvus-lite writes it with the sign changed.
+            Wanted::Words(_) => hits
+                .map(|hit| Scored { score: hit.score.abs(), ..hit })
+                .filter(|hit| hit.score > 0.0)
+                .collect(),
         };
         fusion::sort(&mut hits);
         hits.truncate(limit);
@@ -191,7 +194,7 @@ impl MilvusIndex {
         const COUNT: &str = "count(*)";
         let answer = self
             .servers
-            .call("search", |client| {
+            .read("search", &collection.alias, |client| {
                 let request = QueryRequest::builder()
                     .collection_name(collection.alias.as_str())
                     .filter(expression)
@@ -278,7 +281,7 @@ impl MilvusIndex {
             let limit = i64::try_from(size).map_err(failed("search"))?;
             let page = self
                 .servers
-                .call("search", |client| {
+                .read("search", &collection.alias, |client| {
                     let request = QueryRequest::builder()
                         .collection_name(collection.alias.as_str())
                         .filter(here.as_str())
