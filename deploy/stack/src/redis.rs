@@ -74,11 +74,10 @@ impl Redis {
 }
 
 fn launch(folder: &Path, port: u16, access: Option<&Access>) -> Result<Process, StackError> {
-    let mut settings = MEMORY_ONLY.to_owned();
-    if let Some(Access { user, password }) = access {
-        settings += &format!("user default off\nuser {user} on >{password} ~* &* +@all\n");
-    }
-    launch_with(folder, port, &settings, &[])
+    let users = access.map_or_else(String::new, |Access { user, password }| {
+        format!("user default off\nuser {user} on >{password} ~* &* +@all\n")
+    });
+    launch_with(folder, port, &format!("{MEMORY_ONLY}{users}"), &[])
 }
 
 fn launch_with(
