@@ -205,10 +205,8 @@ mod tests {
         pending.record(1, 7, "squat", 3, start, 5);
         let taken = pending.drain(later, true);
         pending.record(1, 8, "squat", 4, start, 6);
-        pending.drain(later, true).into_iter().for_each(|count| {
-            assert_eq!(pending.put_back(count), 0);
-        });
-        for count in taken {
+        let newer = pending.drain(later, true);
+        for count in newer.into_iter().chain(taken) {
             assert_eq!(pending.put_back(count), 0);
         }
         let counts = pending.drain(later, false);
@@ -218,7 +216,9 @@ mod tests {
         }
         let full = pending.drain(later, true);
         let kept = full.len();
-        full.into_iter().for_each(|count| assert_eq!(pending.put_back(count), 0));
+        for count in full {
+            assert_eq!(pending.put_back(count), 0);
+        }
         assert_eq!(kept, MAX_PENDING);
         let one_more =
             QueryCount { collection: 2, query: "x".into(), searches: 9, hits: 0, last_used_ms: 0 };
