@@ -68,7 +68,8 @@ metrics! {
     /// lost, error).
     redis_requests: IntCounterVec = |help| IntCounterVec::new(
         Opts::new("sextant_redis_requests_total", help), &["kind", "result"]);
-    /// Time of a trip to Redis by operation (look_up, stale, write, invalidate, raise, read_again).
+    /// Time of a trip to Redis by operation (`look_up`, stale, write,
+    /// invalidate, raise, `read_again`).
     redis_duration: HistogramVec = |help| HistogramVec::new(
         HistogramOpts::new("sextant_redis_duration_seconds", help)
             .buckets(DURATION_BUCKETS.to_vec()),

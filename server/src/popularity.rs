@@ -84,6 +84,22 @@ impl Pending {
         true
     }
 
+    /// Takes counts back that could not be stored; returns the searches for which there was no room.
+    fn put_back(&mut self, count: QueryCount) -> u64 {
+        let key = (count.collection, count.query);
+        if self.counts.len() >= MAX_PENDING && !self.counts.contains_key(&key) {
+            return count.searches;
+        }
+        // What came meanwhile is newer.
+        let Count { searches, .. } = self.counts.entry(key).or_insert(Count {
+            searches: 0,
+            hits: count.hits,
+            last_used_ms: count.last_used_ms,
+        });
+        *searches += count.searches;
+        0
+    }
+
     /// Takes what can be stored: counts, and queries that nobody is typing on any more.
     fn drain(&mut self, now: Instant, all: bool) -> Vec<QueryCount> {
         let finished: Vec<(i64, u64)> = self
@@ -137,12 +153,16 @@ impl Popularity {
         if counts.is_empty() {
             return Ok(());
         }
-        // Counts are statistics: those of a failed flush are dropped, and the failure is told.
-        let dropped: u64 = counts.iter().map(|count| count.searches).sum();
-        self.store
-            .record_queries(&counts)
-            .await
-            .inspect_err(|_| self.metrics.popularity_dropped.inc_by(dropped as f64))
+        let Err(error) = self.store.record_queries(&counts).await else { return Ok(()) };
+        // Kept for the next flush as far as there is room. What another failure drops is statistics:
+        // it is counted, and the failure told.
+        let mut dropped: u64 = counts.iter().map(|count| count.searches).sum();
+        if matches!(error, StoreError::Unavailable { .. }) {
+            let mut pending = self.pending.lock().unwrap_or_else(PoisonError::into_inner);
+            dropped = counts.into_iter().map(|count| pending.put_back(count)).sum();
+        }
+        self.metrics.popularity_dropped.inc_by(dropped as f64);
+        Err(error)
     }
 }
 
@@ -176,6 +196,33 @@ mod tests {
         let later = start + Duration::from_secs(10);
         let expected = [("squat".to_owned(), 2), ("squat jump".to_owned(), 1)];
         assert_eq!(drained(&mut pending, later), expected);
+    }
+
+    #[test]
+    fn what_could_not_be_stored_is_kept_with_what_came_since() {
+        let (mut pending, start) = (Pending::default(), Instant::now());
+        let later = start + Duration::from_secs(10);
+        pending.record(1, 7, "squat", 3, start, 5);
+        let taken = pending.drain(later, true);
+        pending.record(1, 8, "squat", 4, start, 6);
+        let newer = pending.drain(later, true);
+        for count in newer.into_iter().chain(taken) {
+            assert_eq!(pending.put_back(count), 0);
+        }
+        let counts = pending.drain(later, false);
+        assert_eq!((counts[0].searches, counts[0].hits, counts[0].last_used_ms), (2, 4, 6));
+        for number in 0..MAX_PENDING {
+            pending.record(1, number as u64, &number.to_string(), 0, start, 0);
+        }
+        let full = pending.drain(later, true);
+        let kept = full.len();
+        for count in full {
+            assert_eq!(pending.put_back(count), 0);
+        }
+        assert_eq!(kept, MAX_PENDING);
+        let one_more =
+            QueryCount { collection: 2, query: "x".into(), searches: 9, hits: 0, last_used_ms: 0 };
+        assert_eq!(pending.put_back(one_more), 9);
     }
 
     #[test]

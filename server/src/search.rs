@@ -40,6 +40,7 @@ const BULK_TEXTS: usize = 16;
 
 /// A search as the use case takes it: checked and normalised.
 #[derive(Clone, Debug)]
+#[allow(clippy::struct_excessive_bools, reason = "each is a choice of its own")]
 pub struct Query {
     /// Normalised text.
     pub text: String,
@@ -212,7 +213,7 @@ impl Search {
         // Read before the index is: an answer made while a write goes on is then kept under the
         // generation before that write and never given after it.
         let Some(generation) = generation else {
-            return self.run_uncached(collection, query, started).await;
+            return Box::pin(self.run_uncached(collection, query, started)).await;
         };
         let key = key::result_key(collection.id, generation, &self.catalog.model, query);
         if !query.no_cache
@@ -223,8 +224,9 @@ impl Search {
             return Ok(self.found(answer, CacheStatus::Hit, tier, timings, started));
         }
         let request = tiers::Request { collection, generation, key, query };
-        match self.run_missed(&request, started).await {
-            Err(error) => self.run_stale(&request, error, started).await,
+        // Boxed: hits, which end above, would carry the room of all that about.
+        match Box::pin(self.run_missed(&request, started)).await {
+            Err(error) => Box::pin(self.run_stale(&request, error, started)).await,
             found => found,
         }
     }
@@ -243,7 +245,8 @@ impl Search {
         let epoch = self.epoch.load(Ordering::Acquire);
         let mut work = tiers::Work::default();
         let ttl = self.near_ttl(self.results_ttl);
-        let compute = self.shared_or_compute(request, &mut work);
+        // Boxed: it is moved about until it is polled.
+        let compute = Box::pin(self.shared_or_compute(request, &mut work));
         let computed = async {
             if query.no_cache {
                 let answer = compute.await?;

@@ -6,7 +6,12 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::process::Command;
 
-use crate::{Process, StackError, free_port};
+use crate::{Process, StackError, free_port, until};
+
+/// Slots that the keys of a cluster are divided into.
+const SLOTS: u16 = 16_384;
+const MEMORY_ONLY: &str =
+    "save \"\"\nappendonly no\nmaxmemory 256mb\nmaxmemory-policy allkeys-lru\n";
 
 /// Who may use it; without, everyone.
 #[derive(Clone)]
@@ -69,20 +74,112 @@ impl Redis {
 }
 
 fn launch(folder: &Path, port: u16, access: Option<&Access>) -> Result<Process, StackError> {
-    let mut settings = format!(
-        "port {port}\nbind 127.0.0.1\ndir {}\nsave \"\"\nappendonly no\n\
-         maxmemory 256mb\nmaxmemory-policy allkeys-lru\n",
-        folder.display()
-    );
-    if let Some(Access { user, password }) = access {
-        settings += &format!("user default off\nuser {user} on >{password} ~* &* +@all\n");
-    }
+    let users = access.map_or_else(String::new, |Access { user, password }| {
+        format!("user default off\nuser {user} on >{password} ~* &* +@all\n")
+    });
+    launch_with(folder, port, &format!("{MEMORY_ONLY}{users}"), &[])
+}
+
+fn launch_with(
+    folder: &Path,
+    port: u16,
+    settings: &str,
+    arguments: &[&str],
+) -> Result<Process, StackError> {
     // In a file, as everybody sees a command line.
     let file = folder.join("redis.conf");
-    std::fs::write(&file, settings)?;
+    let place = format!("port {port}\nbind 127.0.0.1\ndir {}\n", folder.display());
+    std::fs::write(&file, place + settings)?;
     let mut command = Command::new("redis-server");
-    command.arg(&file);
+    command.arg(&file).args(arguments);
     Process::start("redis", command, &folder.join("redis.log"))
+}
+
+/// Redis servers that share the keys among them.
+pub struct Cluster {
+    pub nodes: Vec<Redis>,
+}
+
+impl Cluster {
+    pub async fn start(folder: &Path, nodes: u16) -> Result<Self, StackError> {
+        let mut started = Vec::new();
+        for number in 0..nodes {
+            let (folder, port) = (folder.join(number.to_string()), free_port()?);
+            std::fs::create_dir_all(&folder)?;
+            let settings =
+                format!("{MEMORY_ONLY}cluster-enabled yes\ncluster-port {}\n", free_port()?);
+            let process = launch_with(&folder, port, &settings, &[])?;
+            let mut redis = Redis { process, port, folder, access: None };
+            redis.wait().await?;
+            started.push(redis);
+        }
+        let cluster = Self { nodes: started };
+        let share = SLOTS / nodes;
+        for (number, node) in (0..).zip(&cluster.nodes) {
+            let first = number * share;
+            let last = if number + 1 == nodes { SLOTS } else { first + share } - 1;
+            let (first, last) = (first.to_string(), last.to_string());
+            let words =
+                [b"CLUSTER".as_slice(), b"ADDSLOTSRANGE", first.as_bytes(), last.as_bytes()];
+            node.command(&words).await?;
+            node.command(&[b"CLUSTER", b"SET-CONFIG-EPOCH", (number + 1).to_string().as_bytes()])
+                .await?;
+            let port = cluster.nodes[0].port.to_string();
+            let bus = cluster.nodes[0].bus().await?;
+            let words =
+                [b"CLUSTER".as_slice(), b"MEET", b"127.0.0.1", port.as_bytes(), bus.as_bytes()];
+            node.command(&words).await?;
+        }
+        for node in &cluster.nodes {
+            until("the cluster to form", || async {
+                let info = node.command(&[b"CLUSTER", b"INFO"]).await.unwrap_or_default();
+                let info = String::from_utf8_lossy(&info).into_owned();
+                info.contains("cluster_state:ok")
+                    && info.contains(&format!("cluster_known_nodes:{nodes}"))
+            })
+            .await?;
+        }
+        Ok(cluster)
+    }
+
+    pub fn url(&self) -> String {
+        format!("redis-cluster://127.0.0.1:{}", self.nodes[0].port)
+    }
+}
+
+impl Redis {
+    /// The port by which members of a cluster talk.
+    async fn bus(&self) -> Result<String, StackError> {
+        let reply = self.command(&[b"CONFIG", b"GET", b"cluster-port"]).await?;
+        let reply = String::from_utf8_lossy(&reply).into_owned();
+        reply
+            .lines()
+            .last()
+            .map(ToOwned::to_owned)
+            .ok_or_else(|| StackError("no cluster port".to_owned()))
+    }
+}
+
+/// Watches a Redis and tells who asks where it is.
+pub struct Sentinel {
+    pub process: Process,
+    pub port: u16,
+}
+
+impl Sentinel {
+    /// Watches `redis` under the name `main`.
+    pub async fn start(folder: &Path, redis: &Redis) -> Result<Self, StackError> {
+        std::fs::create_dir_all(folder)?;
+        let port = free_port()?;
+        let settings = format!("sentinel monitor main 127.0.0.1 {} 1\n", redis.port);
+        let mut process = launch_with(folder, port, &settings, &["--sentinel"])?;
+        process.ready(|| async move { answers(port).await.is_ok() }).await?;
+        Ok(Self { process, port })
+    }
+
+    pub fn url(&self) -> String {
+        format!("redis-sentinel://127.0.0.1:{}?sentinelServiceName=main", self.port)
+    }
 }
 
 async fn answers(port: u16) -> Result<(), StackError> {

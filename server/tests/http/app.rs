@@ -1,8 +1,8 @@
 //! A server without a network: the router, called directly.
 
 use std::path::PathBuf;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -11,20 +11,26 @@ use axum::body::Body;
 use axum::http::{HeaderMap, Method, Request, StatusCode};
 use http_body_util::BodyExt;
 use serde_json::{Value, json};
+use sextant_server::adapters::cache::redis::{CacheEvents, RedisCache, RedisOptions};
 use sextant_server::adapters::documents::sqlite::SqliteStore;
 use sextant_server::adapters::embedder::hash::HashEmbedder;
 use sextant_server::adapters::index::local::{LocalIndex, Options};
 use sextant_server::auth::Keys;
+use sextant_server::cache::shared::SharedCache;
 use sextant_server::catalog::Catalog;
 use sextant_server::config::{AuthConfig, Config};
+use sextant_server::domain::Filter;
+use sextant_server::domain::fusion::Scored;
 use sextant_server::http::{AppState, Services, Shared, router};
 use sextant_server::ingest::Ingest;
 use sextant_server::metrics::Metrics;
 use sextant_server::popularity::Popularity;
 use sextant_server::ports::{
-    DocumentStore, EmbedError, Embedder, Embedding, ModelInfo, SearchIndex, Urgency,
+    Changes, DocumentStore, EmbedError, Embedder, Embedding, Facets, IndexError, IndexedCollection,
+    ModelInfo, SearchIndex, Urgency,
 };
 use sextant_server::search::Search;
+use sextant_stack::until;
 use tokio::sync::{Semaphore, watch};
 use tower::ServiceExt;
 
@@ -86,14 +92,87 @@ impl Embedder for GatedEmbedder {
     }
 }
 
+/// An index that can be out of reach.
+pub struct CutIndex {
+    inner: LocalIndex,
+    pub cut: AtomicBool,
+}
+
+impl CutIndex {
+    fn reach(&self) -> Result<&LocalIndex, IndexError> {
+        if self.cut.load(Ordering::SeqCst) {
+            return Err(IndexError::Unavailable { action: "ask", source: "it is cut off".into() });
+        }
+        Ok(&self.inner)
+    }
+}
+
+#[async_trait]
+impl SearchIndex for CutIndex {
+    async fn open(&self, collection: &IndexedCollection) -> Result<i64, IndexError> {
+        self.inner.open(collection).await
+    }
+
+    async fn apply(&self, collection: i64, changes: Changes) -> Result<(), IndexError> {
+        self.inner.apply(collection, changes).await
+    }
+
+    async fn nearest(
+        &self,
+        collection: i64,
+        vector: Arc<[f32]>,
+        filter: Option<Arc<Filter>>,
+        limit: usize,
+    ) -> Result<Vec<Scored>, IndexError> {
+        self.reach()?.nearest(collection, vector, filter, limit).await
+    }
+
+    async fn matching(
+        &self,
+        collection: i64,
+        text: &str,
+        filter: Option<Arc<Filter>>,
+        limit: usize,
+    ) -> Result<Vec<Scored>, IndexError> {
+        self.reach()?.matching(collection, text, filter, limit).await
+    }
+
+    async fn facets(
+        &self,
+        collection: i64,
+        text: Option<&str>,
+        filter: Option<Arc<Filter>>,
+        fields: &[String],
+        values: usize,
+    ) -> Result<Facets, IndexError> {
+        self.reach()?.facets(collection, text, filter, fields, values).await
+    }
+
+    async fn count(&self, collection: i64) -> Result<u64, IndexError> {
+        self.inner.count(collection).await
+    }
+
+    async fn drop_collection(&self, collection: i64) -> Result<(), IndexError> {
+        self.inner.drop_collection(collection).await
+    }
+
+    async fn close(&self) -> Result<(), IndexError> {
+        self.inner.close().await
+    }
+}
+
 pub struct TestApp {
     router: Router,
+    config: Config,
+    pub catalog: Arc<Catalog>,
+    pub redis: Option<Arc<RedisCache>>,
+    pub search: Arc<Search>,
     pub state: AppState,
     pub embedder: Arc<GatedEmbedder>,
     pub popularity: Arc<Popularity>,
     pub metrics: Arc<Metrics>,
     pub store: Arc<dyn DocumentStore>,
-    pub index: Arc<dyn SearchIndex>,
+    pub index: Arc<CutIndex>,
     pub folder: Arc<tempfile::TempDir>,
 }
 
@@ -138,6 +217,8 @@ pub struct Setup {
     pub folder: Option<Arc<tempfile::TempDir>>,
     pub dimension: Option<usize>,
     pub not_started: bool,
+    /// A Redis to share answers over.
+    pub redis: Option<String>,
 }
 
 impl TestApp {
@@ -146,35 +227,64 @@ impl TestApp {
     }
 
     pub async fn with(setup: Setup) -> Self {
-        let folder = setup.folder.unwrap_or_else(|| Arc::new(tempfile::tempdir().unwrap()));
-        let metrics = Arc::new(Metrics::new());
-        let auth = AuthConfig { keys_file: setup.keys, ..AuthConfig::default() };
-        let keys = Keys::open(&auth).unwrap();
-        let state = AppState::new(setup.config.server.clone(), false, keys, Arc::clone(&metrics));
+        let folder = setup.folder.clone().unwrap_or_else(|| Arc::new(tempfile::tempdir().unwrap()));
         let embedder = Arc::new(GatedEmbedder::new(setup.dimension.unwrap_or(32)));
         let database = folder.path().join("documents.db");
         let store: Arc<dyn DocumentStore> = Arc::new(SqliteStore::open(&database).await.unwrap());
         let index = LocalIndex::open(&folder.path().join("index"), Options::default()).unwrap();
-        let index: Arc<dyn SearchIndex> = Arc::new(index);
+        let index = Arc::new(CutIndex { inner: index, cut: AtomicBool::new(false) });
         let model = embedder.model().version.clone();
-        let catalog = Catalog::open(
-            Arc::clone(&store),
-            Arc::clone(&index),
-            None,
-            model,
-            Arc::clone(&metrics),
+        let metrics = Arc::new(Metrics::new());
+        let port = Arc::clone(&index) as Arc<dyn SearchIndex>;
+        let catalog = Catalog::open(Arc::clone(&store), port, None, model, Arc::clone(&metrics))
+            .await
+            .unwrap();
+        Self::assemble(setup, Arc::new(catalog), embedder, metrics, store, index, folder).await
+    }
+
+    /// Another server with the same documents, index and embedder.
+    pub async fn twin(&self, redis: Option<String>) -> Self {
+        Self::assemble(
+            Setup { config: self.config.clone(), redis, ..Setup::default() },
+            Arc::clone(&self.catalog),
+            Arc::clone(&self.embedder),
+            Arc::new(Metrics::new()),
+            Arc::clone(&self.store),
+            Arc::clone(&self.index),
+            Arc::clone(&self.folder),
         )
         .await
-        .unwrap();
-        let catalog = Arc::new(catalog);
+    }
+
+    async fn assemble(
+        setup: Setup,
+        catalog: Arc<Catalog>,
+        embedder: Arc<GatedEmbedder>,
+        metrics: Arc<Metrics>,
+        store: Arc<dyn DocumentStore>,
+        index: Arc<CutIndex>,
+        folder: Arc<tempfile::TempDir>,
+    ) -> Self {
+        let config = setup.config;
+        let auth = AuthConfig { keys_file: setup.keys, ..AuthConfig::default() };
+        let keys = Keys::open(&auth).unwrap();
+        let state = AppState::new(config.server.clone(), false, keys, Arc::clone(&metrics));
         let port: Arc<dyn Embedder> = Arc::clone(&embedder) as _;
+        let redis = setup.redis.map(|url| connect(url, &config, &metrics));
         let search = Search::new(
             Arc::clone(&catalog),
             Arc::clone(&port),
             Arc::clone(&metrics),
-            setup.config.cache.results(),
-            setup.config.cache.embeddings(),
-        );
+            config.cache.results(),
+            config.cache.embeddings(),
+        )
+        .with_shared(redis.clone().map(|redis| redis as Arc<dyn SharedCache>))
+        .with_max_stale(config.cache.max_stale());
+        let search = Arc::new(search);
+        if let Some(redis) = &redis {
+            tokio::spawn(follow(redis.events(), Arc::downgrade(&search)));
+            until("a connection to Redis", || async { redis.is_up() }).await.unwrap();
+        }
         let ingest = Ingest {
             catalog: Arc::clone(&catalog),
             embedder: Arc::clone(&port),
@@ -186,8 +296,8 @@ impl TestApp {
         let popularity = Arc::new(Popularity::new(Arc::clone(&store), Arc::clone(&metrics)));
         if !setup.not_started {
             state.start(Services {
-                catalog,
-                search: Arc::new(search),
+                catalog: Arc::clone(&catalog),
+                search: Arc::clone(&search),
                 ingest: Arc::new(ingest),
                 popularity: Arc::clone(&popularity),
                 embedder: port,
@@ -195,7 +305,20 @@ impl TestApp {
             });
         }
         let router = router(state.clone());
-        Self { router, state, embedder, popularity, metrics, store, index, folder }
+        Self {
+            router,
+            config,
+            catalog,
+            redis,
+            search,
+            state,
+            embedder,
+            popularity,
+            metrics,
+            store,
+            index,
+            folder,
+        }
     }
 
     /// Lets go of the folder, so that another server can be started on it.
@@ -242,10 +365,36 @@ impl TestApp {
 
     /// A collection `gym` with a few exercises.
     pub async fn gym() -> Self {
-        let app = Self::new().await;
+        Self::gym_with(Setup::default()).await
+    }
+
+    pub async fn gym_with(setup: Setup) -> Self {
+        let app = Self::with(setup).await;
         app.put("/v1/collections/gym", json!({})).await.ok();
         app.post("/v1/collections/gym/documents", exercises()).await.ok();
         app
+    }
+}
+
+fn connect(url: String, config: &Config, metrics: &Arc<Metrics>) -> Arc<RedisCache> {
+    let options = RedisOptions {
+        url,
+        user: String::new(),
+        password: None,
+        ca_file: None,
+        prefix: "test".to_owned(),
+        timeout: Duration::from_millis(config.redis.timeout_ms),
+        results: config.cache.results(),
+        embeddings: config.cache.embeddings(),
+        max_stale: config.cache.max_stale(),
+    };
+    RedisCache::connect(options, Arc::clone(metrics)).unwrap()
+}
+
+async fn follow(mut events: CacheEvents, search: Weak<Search>) {
+    while let Some(event) = events.next().await {
+        let Some(search) = search.upgrade() else { return };
+        search.on_event(&event);
     }
 }
 

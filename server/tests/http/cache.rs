@@ -1,3 +1,6 @@
+mod redis;
+mod stale;
+
 use std::sync::Arc;
 use std::time::Duration;
 

@@ -18,6 +18,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use async_trait::async_trait;
+use fred::clients::Pipeline;
 use fred::prelude::{
     Client, ClientLike, Error, Expiration, FredResult, KeysInterface, LuaInterface,
     PubsubInterface, SetOptions, Value,
@@ -232,13 +233,18 @@ impl RedisCache {
             Ok(result) => result,
             Err(_) => Err(Error::new(fred::error::ErrorKind::Timeout, "no answer in time")),
         };
-        let took = started.elapsed().as_secs_f64();
-        self.metrics.redis_duration.with_label_values(&[operation]).observe(took);
-        if result.is_ok() {
-            self.breaker.succeeded();
-        } else {
-            self.breaker.failed(Instant::now(), rand::rng().random());
+        let took = started.elapsed();
+        self.metrics.redis_duration.with_label_values(&[operation]).observe(took.as_secs_f64());
+        if result.is_err() {
             self.count(operation, "error");
+        }
+        // What comes later than a search would wait for is no success: a Redis that is slow costs
+        // searches more than one that is down. Nor does it break what is closed: writes may take
+        // longer.
+        if result.is_ok() && took <= self.timeout {
+            self.breaker.succeeded();
+        } else if result.is_err() || !self.breaker.is_closed() {
+            self.breaker.failed(Instant::now(), rand::rng().random());
         }
         result
     }
@@ -284,14 +290,10 @@ impl RedisCache {
     }
 
     /// A stored answer, when it is whole and no invalidation came since.
-    fn answer(&self, kind: &str, value: &Value, stamps: Stamps) -> Option<ResultValue> {
-        let bytes = match value {
-            Value::Bytes(bytes) => bytes,
-            Value::String(text) => text.inner(),
-            _ => {
-                self.count(kind, "miss");
-                return None;
-            }
+    fn answer(&self, kind: &str, reply: &Reply, stamps: Stamps) -> Option<ResultValue> {
+        let Some(bytes) = bytes_of(reply) else {
+            self.count(kind, "miss");
+            return None;
         };
         let decoded = ResultValue::decode(bytes).ok();
         let result = match &decoded {
@@ -303,14 +305,10 @@ impl RedisCache {
         None
     }
 
-    fn embedding(&self, value: &Value, stamps: Stamps) -> Option<Embedding> {
-        let bytes = match value {
-            Value::Bytes(bytes) => bytes,
-            Value::String(text) => text.inner(),
-            _ => {
-                self.count("embeddings", "miss");
-                return None;
-            }
+    fn embedding(&self, reply: &Reply, stamps: Stamps) -> Option<Embedding> {
+        let Some(bytes) = bytes_of(reply) else {
+            self.count("embeddings", "miss");
+            return None;
         };
         let (result, embedding) = match value::decode_embedding(bytes) {
             Err(value::Unreadable) => ("unreadable", None),
@@ -350,13 +348,13 @@ impl Notes {
     }
 }
 
-/// Reads the stamps, which come first in every reply that has them.
-fn stamps(values: &[Value]) -> Option<Stamps> {
+/// Reads the stamps, which come first among the replies that have them.
+fn stamps(replies: &[Reply]) -> Option<Stamps> {
     let mut hasher = blake3::Hasher::new();
     let mut all = 0;
-    for (i, value) in values.get(..3)?.iter().enumerate() {
-        // An absent stamp is one, too; tokens have a fixed length, so that none runs into the next.
-        hasher.update(value.as_bytes().unwrap_or(b"-"));
+    for (i, reply) in replies.get(..3)?.iter().enumerate() {
+        // An absent stamp is one, too.
+        hasher.update(reply.as_ref()?.as_bytes().unwrap_or(b"-"));
         hasher.update(b"/");
         if i == 0 {
             all = first_bytes(&hasher);
@@ -368,6 +366,10 @@ fn stamps(values: &[Value]) -> Option<Stamps> {
 fn first_bytes(hasher: &blake3::Hasher) -> u64 {
     let hash = hasher.finalize();
     u64::from_le_bytes(std::array::from_fn(|i| hash.as_bytes()[i]))
+}
+
+fn bytes_of(reply: &Reply) -> Option<&[u8]> {
+    reply.as_ref()?.as_bytes()
 }
 
 fn token() -> String {
@@ -383,22 +385,33 @@ fn now_ms() -> u64 {
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 
+/// A reply to one of several commands; `None` when that one failed, as with a value of another type
+/// under its key.
+type Reply = Option<Value>;
+
 async fn get_all(
     client: &Client,
     keys: impl IntoIterator<Item = String>,
-) -> FredResult<Vec<Value>> {
+) -> FredResult<Vec<Reply>> {
     // Not one MGET: in a cluster the keys lie on different servers.
     let pipeline = client.pipeline();
+    let mut count = 0;
     for key in keys {
         pipeline.get::<(), _>(key).await?;
+        count += 1;
     }
-    list(pipeline.all().await?)
+    replies(&pipeline, count).await
 }
 
-fn list(reply: Value) -> FredResult<Vec<Value>> {
-    match reply {
-        Value::Array(values) => Ok(values),
-        _ => Err(Error::new(fred::error::ErrorKind::Parse, "no list of replies")),
+/// Sends a pipeline of `count` commands. Fails when all of them do, as without a connection.
+async fn replies(pipeline: &Pipeline<Client>, count: usize) -> FredResult<Vec<Reply>> {
+    let mut results: Vec<FredResult<Value>> = pipeline.try_all().await;
+    if results.len() == count && results.iter().any(Result::is_ok) {
+        return Ok(results.into_iter().map(Result::ok).collect());
+    }
+    match results.pop() {
+        Some(Err(error)) => Err(error),
+        _ => Err(Error::new(fred::error::ErrorKind::Parse, "replies are missing")),
     }
 }
 
@@ -426,7 +439,8 @@ impl SharedCache for RedisCache {
                     .set::<(), _, _>(key, token.as_str(), expire, Some(SetOptions::NX), false)
                     .await?;
             }
-            list(pipeline.all().await?)
+            let count = 4 + usize::from(ask.embedding.is_some()) + usize::from(ask.claim);
+            replies(&pipeline, count).await
         });
         let replies = replies.await.ok()?;
         let stamps = stamps(&replies)?;
@@ -441,7 +455,8 @@ impl SharedCache for RedisCache {
             Some(_) => self.embedding(&replies.next()?, stamps),
             None => None,
         };
-        let claimed = ask.claim && !replies.next()?.is_null();
+        // Where nothing can be written, as in a full Redis, nobody waits for another.
+        let claimed = ask.claim && replies.next()?.is_none_or(|reply| !reply.is_null());
         let claim = claimed.then(|| self.claim(ask, token));
         let answer = answer.map(|value| value.into_answer(now));
         Some(Told { answer, embedding, stamps, claim })
@@ -478,6 +493,9 @@ impl SharedCache for RedisCache {
 
     fn keep_embedding(&self, key: Digest, told: &Told, embedding: &Embedding) {
         let expire_ms = milliseconds(self.embeddings.of(false));
+        if expire_ms == 0 {
+            return;
+        }
         let value = value::encode_embedding(embedding, told.stamps.all);
         self.writer.send(Write::Set { key: self.keys.of("e", &key), value, expire_ms });
     }

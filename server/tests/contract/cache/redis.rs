@@ -10,7 +10,7 @@ use sextant_server::cache::CacheLimits;
 use sextant_server::cache::shared::{Ask, CacheEvent, Invalidation, SharedAnswer, SharedCache};
 use sextant_server::metrics::Metrics;
 use sextant_server::ports::Embedding;
-use sextant_stack::redis::{Access, Redis};
+use sextant_stack::redis::{Access, Cluster, Redis, Sentinel};
 use sextant_stack::until;
 
 const HOUR: Duration = Duration::from_hours(1);
@@ -297,4 +297,52 @@ async fn only_the_right_password_is_let_in_and_a_wrong_one_is_never_told() {
     let rule = [b"ACL".as_slice(), b"SETUSER", b"sextant", b">wrong-one"];
     assert_eq!(fixture.redis.command(&rule).await.unwrap(), b"+OK\r\n");
     until("a connection to Redis", || async { wrong.is_up() }).await.unwrap();
+}
+
+/// The least that must work however Redis is made up.
+async fn two_servers_share(url: &str) {
+    let (one, other) = (connect(options(url)), connect(options(url)));
+    for server in [&one, &other] {
+        until("a connection to Redis", || async { server.is_up() }).await.unwrap();
+    }
+    for number in 1..20 {
+        keep(&one, &Ask { claim: true, ..ask(number) }, "a").await;
+        assert_eq!(found(&other, &ask(number)).await.unwrap(), "a");
+    }
+    assert_eq!(other.stale(&ask(1)).await.unwrap().json, "a");
+    let mut events = other.events();
+    assert!(one.raise_generation(7, 12).await);
+    heard(&mut events, &CacheEvent::Generation { collection: 7, generation: 12 }).await;
+    assert!(one.invalidate(Invalidation::Collection(7)).await);
+    heard(&mut events, &CacheEvent::Invalidated(Invalidation::Collection(7))).await;
+    assert_eq!(found(&other, &ask(1)).await, None);
+}
+
+#[tokio::test]
+async fn servers_share_over_a_cluster() {
+    let folder = tempfile::tempdir().unwrap();
+    let cluster = Cluster::start(folder.path(), 3).await.unwrap();
+    two_servers_share(&cluster.url()).await;
+}
+
+#[tokio::test]
+async fn servers_share_over_what_a_sentinel_watches() {
+    let folder = tempfile::tempdir().unwrap();
+    let redis = Redis::start(&folder.path().join("redis")).await.unwrap();
+    let sentinel = Sentinel::start(&folder.path().join("sentinel"), &redis).await.unwrap();
+    two_servers_share(&sentinel.url()).await;
+}
+
+#[tokio::test]
+async fn a_redis_slower_than_searches_wait_for_is_not_asked() {
+    let fixture = Fixture::new().await;
+    // Nothing answers in a nanosecond.
+    let server =
+        connect(RedisOptions { timeout: Duration::from_nanos(1), ..options(&fixture.redis.url()) });
+    until("a connection to Redis", || async { server.is_asked() }).await.unwrap();
+    until("it to be found slow", || async {
+        server.look_up(&ask(1)).await.is_none() && !server.is_asked()
+    })
+    .await
+    .unwrap();
 }

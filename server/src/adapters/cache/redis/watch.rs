@@ -193,7 +193,9 @@ impl RedisCache {
         let writes = &self.clients.writes;
         let values = self.observed("read_again", PATIENCE, get_all(writes, keys)).await?;
         for (collection, value) in collections.into_iter().zip(values.iter().skip(1)) {
-            let Some(generation) = value.as_i64() else { continue };
+            let Some(generation) = value.as_ref().and_then(fred::types::Value::as_i64) else {
+                continue;
+            };
             let mut notes = self.notes();
             // A collection that is no longer followed is nobody's business.
             let Some(newest) = notes.generations.get_mut(&collection) else { continue };
@@ -203,7 +205,7 @@ impl RedisCache {
                 self.emit(CacheEvent::Generation { collection, generation });
             }
         }
-        if let Some(token) = values.first().and_then(fred::types::Value::as_string)
+        if let Some(token) = values.first().and_then(|value| value.as_ref()?.as_string())
             && !self.has_seen(&token)
         {
             tokio::time::sleep(EVENT_DELAY).await;
