@@ -82,6 +82,9 @@ impl Stack {
     async fn start(data_dir: &Path, port: u16) -> Result<Self, StackError> {
         let redis = Redis::start(&data_dir.join("redis")).await?;
         let primary = Postgres::primary(&data_dir.join("postgres")).await?;
+        if primary.ask("SELECT 1 FROM pg_database WHERE datname = 'sextant'").await?.is_empty() {
+            primary.create_database("sextant").await?;
+        }
         let replica = Postgres::replica(&primary, &data_dir.join("postgres-replica")).await?;
         let milvus = MilvusLite::start(&data_dir.join("milvus")).await?;
         let environment = [
@@ -207,6 +210,14 @@ mod stores {
         }
 
         pub async fn replica(_: &Self, _: &Path) -> Result<Self, StackError> {
+            missing("Postgres")
+        }
+
+        pub async fn ask(&self, _: &str) -> Result<String, StackError> {
+            missing("Postgres")
+        }
+
+        pub async fn create_database(&self, _: &str) -> Result<(), StackError> {
             missing("Postgres")
         }
 
