@@ -140,8 +140,8 @@ pub async fn what_is_written_again_while_claimed_stays(store: Store, outbox: Row
     assert_eq!(claimed_keys(&outbox, "other", 10).await, NONE);
     assert_eq!(outbox.complete("w", id, &done(&claimed)).await.unwrap(), 1);
     assert_eq!(store.embedded(id, &["1".into()]).await.unwrap(), [None]);
-    assert_eq!(outbox.progress(id, 1).await.unwrap(), Progress::default());
-    assert_eq!(outbox.progress(id, second).await.unwrap().pending, 1);
+    assert_eq!(outbox.progress(id, 1..=1).await.unwrap(), Progress::default());
+    assert_eq!(outbox.progress(id, second..=second).await.unwrap().pending, 1);
     let again = claim(&outbox, "other").await.unwrap();
     assert_eq!((again.rows[0].key, again.rows[0].version), (keys[0], second));
     assert_eq!(again.rows[0].document.as_ref().unwrap().embedding, None);
@@ -190,7 +190,7 @@ pub async fn what_fails_too_often_is_set_aside_until_it_is_retried(store: Store,
     }
     assert_eq!(claim(&outbox, "w").await, None);
     assert_eq!(
-        outbox.progress(id, generation).await.unwrap(),
+        outbox.progress(id, generation..=generation).await.unwrap(),
         Progress { pending: 0, set_aside: 2 }
     );
     let backlog = outbox.backlog().await.unwrap();
@@ -266,7 +266,7 @@ pub async fn progress_counts_the_writes_of_a_generation(store: Store, outbox: Ro
     let (second, _) = upsert(&store, id, &[write("3", "three")]).await;
     let of = |generation| {
         let outbox = Arc::clone(&outbox);
-        async move { outbox.progress(id, generation).await.unwrap().pending }
+        async move { outbox.progress(id, generation..=generation).await.unwrap().pending }
     };
     assert_eq!((of(first).await, of(second).await, of(second + 1).await), (2, 1, 0));
     let claimed = claim(&outbox, "w").await.unwrap();

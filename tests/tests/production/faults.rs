@@ -112,7 +112,7 @@ async fn searches_go_on_without_redis_and_use_it_again_when_it_is_back() {
     let (mut stores, servers) = started(50).await;
     let load = Load::start(&servers);
     load.answers(200).await;
-    stores.redis.process().kill().await.unwrap();
+    stores.redis.process.kill().await.unwrap();
     load.answers(500).await;
     stores.redis.restart().await.unwrap();
     load.answers(200).await;

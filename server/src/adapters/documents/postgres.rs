@@ -12,6 +12,7 @@ mod state;
 mod write;
 
 use std::fmt;
+use std::ops::RangeInclusive;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -449,8 +450,13 @@ impl Outbox for PostgresStore {
             .map_err(failed_in_collection("give work back"))
     }
 
-    async fn progress(&self, collection: i64, generation: i64) -> Result<Progress, StoreError> {
-        on_primary!(self, outbox::progress(collection, generation))
+    async fn progress(
+        &self,
+        collection: i64,
+        generations: RangeInclusive<i64>,
+    ) -> Result<Progress, StoreError> {
+        let (first, last) = (*generations.start(), *generations.end());
+        on_primary!(self, outbox::progress(collection, first, last))
             .map_err(failed("read the progress of a write"))
     }
 

@@ -100,7 +100,7 @@ async fn without_the_embedder_the_last_answer_is_given() {
 #[tokio::test]
 async fn while_the_generation_is_not_known_the_cache_is_passed_by() {
     let app = TestApp::gym().await;
-    let gym = app.catalog.get("gym").unwrap();
+    let gym = app.catalog.get("gym").await.unwrap();
     let query = Query {
         text: "knees".to_owned(),
         mode: Mode::Dense,

@@ -246,18 +246,20 @@ pub async fn release(
 pub async fn progress(
     pool: &PgPool,
     collection: i64,
-    generation: i64,
+    first: i64,
+    last: i64,
 ) -> Result<Progress, sqlx::Error> {
     let row = sqlx::query(
         "SELECT (SELECT count(*) FROM outbox WHERE collection = $1 AND bulk IN (false, true)
-                     AND first_generation <= $2 AND version >= $2 AND set_aside_at IS NULL)
+                     AND first_generation <= $3 AND version >= $2 AND set_aside_at IS NULL)
                     AS pending,
                 (SELECT count(*) FROM outbox WHERE collection = $1
-                     AND first_generation <= $2 AND version >= $2 AND set_aside_at IS NOT NULL)
+                     AND first_generation <= $3 AND version >= $2 AND set_aside_at IS NOT NULL)
                     AS set_aside",
     )
     .bind(collection)
-    .bind(generation)
+    .bind(first)
+    .bind(last)
     .fetch_one(pool)
     .await?;
     Ok(Progress {
