@@ -62,15 +62,10 @@ async fn run(folder: &Path, port: u16) -> Result<Process, StackError> {
 
 /// The folder of the Python packages: `$MILVUS_LITE`, or where `deploy/setup/setup.sh` puts it.
 fn package() -> Result<PathBuf, StackError> {
-    let folder = match std::env::var_os("MILVUS_LITE") {
-        Some(folder) => PathBuf::from(folder),
-        None => {
-            let cache = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
-            let home = || std::env::var_os("HOME").map(|home| Path::new(&home).join(".cache"));
-            let cache = cache.or_else(home).unwrap_or_default();
-            cache.join("sextant/milvus-lite")
-        }
-    };
+    let path = |name: &str| std::env::var_os(name).map(PathBuf::from);
+    let cache = || path("XDG_CACHE_HOME").or_else(|| Some(path("HOME")?.join(".cache")));
+    let cached = || cache().unwrap_or_default().join("sextant/milvus-lite");
+    let folder = path("MILVUS_LITE").unwrap_or_else(cached);
     if folder.join("milvus_lite").is_dir() {
         return Ok(folder);
     }

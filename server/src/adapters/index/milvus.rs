@@ -37,7 +37,7 @@ use crate::ports::{Changes, Facets, IndexError, IndexedCollection, IndexedDocume
 const DELETES: usize = 512;
 /// How long a collection that had documents may seem empty before that is believed: a query node
 /// that was lost is replaced sooner.
-const EMPTY_BELIEVED_AFTER: Duration = Duration::from_secs(60);
+const EMPTY_BELIEVED_AFTER: Duration = Duration::from_mins(1);
 
 /// Where Milvus is and how it is used.
 #[derive(Clone)]

@@ -38,7 +38,7 @@ const NOT_LOADED: i32 = 101;
 
 /// One cluster, behind one address or several.
 pub struct Servers {
-    servers: Vec<Server>,
+    all: Vec<Server>,
     /// The server that answered last.
     preferred: AtomicUsize,
     timeout: Duration,
@@ -60,7 +60,7 @@ impl Servers {
             breaker: Breaker::new(breaker),
         });
         Self {
-            servers: servers.collect(),
+            all: servers.collect(),
             preferred: AtomicUsize::new(0),
             timeout: options.timeout,
             metrics,
@@ -85,9 +85,11 @@ impl Servers {
         for attempt in 0..ATTEMPTS {
             let Some((place, server)) = self.admitted() else { break };
             // Time for another server, when this one does not answer at all.
-            let share = if attempt == 0 && self.servers.len() > 1 { 2 } else { 1 };
+            let share = if attempt == 0 && self.all.len() > 1 { 2 } else { 1 };
             let limit = deadline.saturating_duration_since(Instant::now()) / share;
-            let answer = timeout(limit, async { work(server.client().await?).await }).await;
+            // The library's futures are large: in a box they need no more than a pointer here.
+            let answer = Box::pin(async { work(server.client().await?).await });
+            let answer = timeout(limit, answer).await;
             let error = match answer {
                 Ok(Ok(answer)) => {
                     server.breaker.succeeded();
@@ -103,7 +105,7 @@ impl Servers {
                 Err(_) => unavailable(action, format!("no answer within {limit:?}")),
             };
             server.breaker.failed(Instant::now(), rand::random());
-            self.preferred.store((place + 1) % self.servers.len(), Ordering::Relaxed);
+            self.preferred.store((place + 1) % self.all.len(), Ordering::Relaxed);
             self.count("unavailable");
             outcome = Some(error);
         }
@@ -149,9 +151,9 @@ impl Servers {
 
     fn admitted(&self) -> Option<(usize, &Server)> {
         let (first, now) = (self.preferred.load(Ordering::Relaxed), Instant::now());
-        (0..self.servers.len())
-            .map(|i| (first + i) % self.servers.len())
-            .map(|place| (place, &self.servers[place]))
+        (0..self.all.len())
+            .map(|i| (first + i) % self.all.len())
+            .map(|place| (place, &self.all[place]))
             .find(|(_, server)| server.breaker.admit(now).is_ok())
     }
 
@@ -234,12 +236,11 @@ fn is_unavailable(error: &Error) -> bool {
         ),
         Error::Timeout(_) | Error::Cancelled(_) => true,
         Error::Server(error) => match error.code() {
-            // Not ready or not available, out of memory or disk, too many requests; 1 is also
-            // what older error codes call anything unexpected.
+            // 1: not ready, and what older error codes call anything unexpected.
             1 => error.legacy_code() != 1,
-            2..=4 | 8 | 9 => true,
-            // Collections not fully loaded, partitions not loaded, replicas, channels, segments and nodes away.
-            103 | 201 | 202 | 400..=403 | 500..=503 | 600..=604 | 901..=907 => true,
+            // Not available, out of memory or disk, too many requests; partitions, replicas,
+            // channels, segments and nodes that are away, or not all loaded.
+            2..=4 | 8 | 9 | 103 | 201 | 202 | 400..=403 | 500..=503 | 600..=604 | 901..=907 => true,
             _ => false,
         },
         _ => false,
