@@ -82,7 +82,12 @@ impl Stack {
     async fn start(data_dir: &Path, port: u16) -> Result<Self, StackError> {
         let redis = Redis::start(&data_dir.join("redis")).await?;
         let primary = Postgres::primary(&data_dir.join("postgres")).await?;
-        if primary.ask("SELECT 1 FROM pg_database WHERE datname = 'sextant'").await?.is_empty() {
+        if primary
+            .ask("SELECT 1 FROM pg_database WHERE datname = 'sextant'")
+            .await?
+            .trim()
+            .is_empty()
+        {
             primary.create_database("sextant").await?;
         }
         let replica = Postgres::replica(&primary, &data_dir.join("postgres-replica")).await?;
