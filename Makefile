@@ -59,8 +59,8 @@ run-full: build ## The same with Redis, Postgres, Milvus, three servers and ngin
 	@cargo build $(CARGO_ARGS) -p sextant-stack --bin run-full
 	@exec "$$CARGO_TARGET_DIR/release/run-full" --seed exercises=deploy/samples/exercises.ndjson
 
-test: build ## All tests; they need chromium and chromedriver
-	$(SETUP) browser
+test: build ## All tests; they need chromium, Redis, Postgres, nginx, HAProxy
+	$(SETUP) browser services milvus
 	@cargo test $(CARGO_ARGS) --workspace
 
 fmt: ## Format the code

@@ -194,7 +194,7 @@ impl Ingest {
         let hashes: Vec<[u8; 32]> =
             texts.iter().map(|text| blake3::hash(text.as_bytes()).into()).collect();
         if self.catalog.outbox.is_some() {
-            self.room().await?;
+            self.room()?;
             let writes = documents
                 .into_iter()
                 .zip(texts.iter().zip(hashes))
@@ -255,7 +255,7 @@ impl Ingest {
     }
 
     /// Refuses a write when too many documents wait for the workers.
-    async fn room(&self) -> Result<(), IngestError> {
+    fn room(&self) -> Result<(), IngestError> {
         let waiting = self.backlog.load(Ordering::Relaxed);
         if waiting <= self.max_backlog {
             return Ok(());

@@ -23,7 +23,7 @@ pub struct Postgres {
 }
 
 impl Postgres {
-    /// Makes an empty server in `dir` and waits until it answers.
+    /// Starts the server in `dir`, an empty one when there is none, and waits until it answers.
     ///
     /// As Postgres refuses to run as root, root gives `dir` to the user `postgres` or `nobody`, who
     /// must be able to reach it: every folder above needs to be open to others.
@@ -36,23 +36,36 @@ impl Postgres {
         let install = Install::find()?;
         install.take_over(dir)?;
         let data = dir.join("data");
-        let mut initdb = install.command("initdb", dir);
-        initdb.arg("-D").arg(&data).args(["-U", USER, "-E", "UTF8", "--locale=C"]);
-        initdb.args(["--auth-local=reject", "--auth-host=trust", "--no-sync"]);
-        run("initdb", initdb).await?;
+        if !data.join("PG_VERSION").exists() {
+            let mut initdb = install.command("initdb", dir);
+            initdb.arg("-D").arg(&data).args(["-U", USER, "-E", "UTF8", "--locale=C"]);
+            initdb.args(["--auth-local=reject", "--auth-host=trust", "--no-sync"]);
+            run("initdb", initdb).await?;
+        }
         let settings = settings.iter().map(|&setting| setting.to_owned()).collect();
         Self::start(install, dir, free_port()?, settings).await
     }
 
-    /// Makes a replica of `primary` in `dir` that streams its changes, and waits until it answers.
+    /// Starts the replica of `primary` in `dir`, a copy when there is none, which streams the
+    /// primary's changes, and waits until it answers.
     pub async fn replica(primary: &Self, dir: &Path) -> Result<Self, StackError> {
         let install = primary.install.clone();
         install.take_over(dir)?;
-        let mut copy = install.command("pg_basebackup", dir);
-        copy.arg("-D").arg(dir.join("data")).args(["-h", "127.0.0.1", "-U", USER, "-p"]);
-        copy.arg(primary.port.to_string()).args(["-R", "-X", "stream", "-c", "fast", "--no-sync"]);
-        run("pg_basebackup", copy).await?;
-        Self::start(install, dir, free_port()?, primary.settings.clone()).await
+        let data = dir.join("data");
+        if !data.join("standby.signal").exists() {
+            let mut copy = install.command("pg_basebackup", dir);
+            copy.arg("-D").arg(&data).args(["-h", "127.0.0.1", "-U", USER, "-p"]);
+            copy.arg(primary.port.to_string());
+            copy.args(["-R", "-X", "stream", "-c", "fast", "--no-sync"]);
+            run("pg_basebackup", copy).await?;
+        }
+        let mut settings = primary.settings.clone();
+        // The primary's port may be another one than when the copy was made.
+        settings.push(format!(
+            "primary_conninfo=host=127.0.0.1 port={} user={USER} application_name=replica",
+            primary.port
+        ));
+        Self::start(install, dir, free_port()?, settings).await
     }
 
     async fn start(
@@ -63,9 +76,12 @@ impl Postgres {
     ) -> Result<Self, StackError> {
         let mut command = install.command("postgres", dir);
         command.arg("-D").arg(dir.join("data")).arg("-p").arg(port.to_string());
-        for setting in
-            ["listen_addresses=127.0.0.1", "unix_socket_directories=", "max_connections=50"]
-        {
+        for setting in [
+            "listen_addresses=127.0.0.1",
+            "unix_socket_directories=",
+            "max_connections=100",
+            "wal_keep_size=256MB",
+        ] {
             command.arg("-c").arg(setting);
         }
         for setting in &settings {

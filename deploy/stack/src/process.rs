@@ -36,6 +36,7 @@ impl From<std::io::Error> for StackError {
 pub struct Process {
     name: String,
     log: PathBuf,
+    pid: Option<u32>,
     child: Child,
 }
 
@@ -61,7 +62,7 @@ impl Process {
         }
         let child =
             command.spawn().map_err(|error| StackError(format!("cannot start {name}: {error}")))?;
-        Ok(Self { name: name.to_owned(), log: log.to_owned(), child })
+        Ok(Self { name: name.to_owned(), log: log.to_owned(), pid: child.id(), child })
     }
 
     pub fn name(&self) -> &str {
@@ -71,6 +72,15 @@ impl Process {
     /// The process's id while it runs.
     pub fn pid(&self) -> Option<u32> {
         self.child.id()
+    }
+
+    /// The process's id, also after it has ended.
+    pub fn pid_at_start(&self) -> Option<u32> {
+        self.pid
+    }
+
+    pub fn has_ended(&mut self) -> bool {
+        !matches!(self.child.try_wait(), Ok(None))
     }
 
     /// Waits until `ready` is true, at most [`PATIENCE`].

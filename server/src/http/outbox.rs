@@ -76,10 +76,8 @@ pub async fn written(
     let Some(operation) = upserted.operation.clone() else {
         return Ok(Json(upserted).into_response());
     };
-    let status = match done(services, params, timeout, &operation).await? {
-        true => StatusCode::OK,
-        false => StatusCode::ACCEPTED,
-    };
+    let done = done(services, params, timeout, &operation).await?;
+    let status = if done { StatusCode::OK } else { StatusCode::ACCEPTED };
     Ok((status, Json(upserted)).into_response())
 }
 

@@ -10,12 +10,13 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
+use sextant_stack::milvus::MilvusLite;
+use sextant_stack::postgres::Postgres;
 use sextant_stack::proxy::{Nginx, http_status};
+use sextant_stack::redis::Redis;
 use sextant_stack::{Process, StackError, free_port};
 use tokio::process::Command;
 use tokio::signal::unix::{SignalKind, signal};
-
-use stores::{MilvusLite, Postgres, Redis};
 
 const SERVERS: usize = 3;
 /// Longest time that one process may take to end before it is killed.
@@ -49,13 +50,16 @@ async fn run() -> Result<(), StackError> {
         }
     };
     // Broken off, the start leaves nothing behind: what runs is killed, and recovers.
-    let stack = tokio::select! {
+    let mut stack = tokio::select! {
         stack = Stack::start(&data_dir, port) => stack?,
         () = stopped() => return Ok(()),
     };
     println!("sextant is ready on http://{}", stack.nginx.address());
     println!("logs are in {}", data_dir.join("logs").display());
-    stopped().await;
+    tokio::select! {
+        () = stopped() => {}
+        () = stack.watch() => {}
+    }
     println!("stopping");
     stack.stop().await
 }
@@ -82,12 +86,8 @@ impl Stack {
     async fn start(data_dir: &Path, port: u16) -> Result<Self, StackError> {
         let redis = Redis::start(&data_dir.join("redis")).await?;
         let primary = Postgres::primary(&data_dir.join("postgres")).await?;
-        if primary
-            .ask("SELECT 1 FROM pg_database WHERE datname = 'sextant'")
-            .await?
-            .trim()
-            .is_empty()
-        {
+        let exists = "SELECT 1 FROM pg_database WHERE datname = 'sextant'";
+        if primary.ask(exists).await?.is_empty() {
             primary.create_database("sextant").await?;
         }
         let replica = Postgres::replica(&primary, &data_dir.join("postgres-replica")).await?;
@@ -121,6 +121,26 @@ impl Stack {
             link_log(data_dir, name, log)?;
         }
         Ok(Self { redis, primary, replica, milvus, servers, nginx })
+    }
+
+    /// Tells of every process that ends by itself; the others go on without.
+    async fn watch(&mut self) {
+        let mut ended = Vec::new();
+        loop {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            let stores = [
+                self.primary.process(),
+                self.replica.process(),
+                self.milvus.process(),
+                &mut self.redis.process,
+            ];
+            for process in stores.into_iter().chain(&mut self.servers) {
+                if process.has_ended() && !ended.contains(&process.pid_at_start()) {
+                    println!("{} has ended", process.name());
+                    ended.push(process.pid_at_start());
+                }
+            }
+        }
     }
 
     /// Each after those that need it.
@@ -179,78 +199,4 @@ fn link_log(data_dir: &Path, name: &str, log: &str) -> Result<(), StackError> {
         std::fs::remove_file(&link)?;
     }
     Ok(std::os::unix::fs::symlink(Path::new("..").join(log), &link)?)
-}
-
-/// Stands for the modules `redis`, `postgres` and `milvus` of this crate, until they are there.
-mod stores {
-    use super::{Path, Process, StackError};
-
-    fn missing<T>(what: &str) -> Result<T, StackError> {
-        Err(StackError(format!("{what} cannot be started yet")))
-    }
-
-    pub struct Redis {
-        pub process: Process,
-    }
-
-    #[allow(clippy::unused_async, clippy::unused_self, reason = "the shape of what comes")]
-    impl Redis {
-        pub async fn start(_: &Path) -> Result<Self, StackError> {
-            missing("Redis")
-        }
-
-        pub fn url(&self) -> String {
-            String::new()
-        }
-    }
-
-    pub struct Postgres {
-        process: Process,
-    }
-
-    #[allow(clippy::unused_async, clippy::unused_self, reason = "the shape of what comes")]
-    impl Postgres {
-        pub async fn primary(_: &Path) -> Result<Self, StackError> {
-            missing("Postgres")
-        }
-
-        pub async fn replica(_: &Self, _: &Path) -> Result<Self, StackError> {
-            missing("Postgres")
-        }
-
-        pub async fn ask(&self, _: &str) -> Result<String, StackError> {
-            missing("Postgres")
-        }
-
-        pub async fn create_database(&self, _: &str) -> Result<(), StackError> {
-            missing("Postgres")
-        }
-
-        pub fn url(&self, _: &str) -> String {
-            String::new()
-        }
-
-        pub fn process(&mut self) -> &mut Process {
-            &mut self.process
-        }
-    }
-
-    pub struct MilvusLite {
-        process: Process,
-    }
-
-    #[allow(clippy::unused_async, clippy::unused_self, reason = "the shape of what comes")]
-    impl MilvusLite {
-        pub async fn start(_: &Path) -> Result<Self, StackError> {
-            missing("Milvus")
-        }
-
-        pub fn endpoint(&self) -> String {
-            String::new()
-        }
-
-        pub fn process(&mut self) -> &mut Process {
-            &mut self.process
-        }
-    }
 }
