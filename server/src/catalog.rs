@@ -198,6 +198,17 @@ impl Catalog {
         Ok(())
     }
 
+    /// Takes over a collection's schema from the store; true when it was another one.
+    pub async fn reload(&self, open: &OpenCollection) -> Result<bool, CatalogError> {
+        let known = open.schema();
+        if let Some(stored) = self.store.collection(&open.name).await?
+            && stored.id == open.id
+        {
+            open.take_over(&stored);
+        }
+        Ok(*open.schema() != *known)
+    }
+
     /// Tells that searches of a collection see its changes up to `generation`.
     pub fn raise(&self, collection: i64, generation: i64) {
         if let Some(open) = self.all().iter().find(|open| open.id == collection) {

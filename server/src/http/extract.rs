@@ -106,7 +106,7 @@ fn as_json(name: &str, value: String) -> Result<Json, Problem> {
     Ok(match name {
         "limit" => Json::from(value.parse::<u64>().map_err(|_| wrong("a whole number"))?),
         "min_score" => Json::from(value.parse::<f64>().map_err(|_| wrong("a number"))?),
-        "explain" | "snippet" => {
+        "explain" | "snippet" | "wait" => {
             Json::from(value.parse::<bool>().map_err(|_| wrong("true or false"))?)
         }
         "facets" => value.split(',').filter(|field| !field.is_empty()).collect(),

@@ -105,7 +105,7 @@ pub async fn post(
 ) -> Result<Response, Problem> {
     let services = state.services()?;
     let collection = services.catalog.get_compatible(&collection).await?;
-    let query = parse(request, &collection, &state, deadline, no_cache(&headers))?;
+    let query = understood(request, &collection, &state, deadline, no_cache(&headers)).await?;
     let generation = services.catalog.current_generation(&collection).await;
     let found = services.search.run(&collection, generation, &query).await?;
     count(services, &collection, caller, &query, &found);
@@ -131,7 +131,7 @@ pub async fn get(
 ) -> Result<Response, Problem> {
     let services = state.services()?;
     let collection = services.catalog.get_compatible(&collection).await?;
-    let query = parse(request, &collection, &state, deadline, no_cache(&headers))?;
+    let query = understood(request, &collection, &state, deadline, no_cache(&headers)).await?;
     let generation = services.catalog.current_generation(&collection).await;
     // Weak: the hits are the same, the time and the request id are not.
     let tag = generation.map(|generation| {
@@ -161,6 +161,26 @@ pub async fn get(
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("private, no-cache"));
     headers.append(header::VARY, HeaderValue::from_static("authorization"));
     Ok(response)
+}
+
+/// Parses a request. Where other servers write, one of them may just have added an attribute that
+/// this one does not know yet.
+async fn understood(
+    request: SearchRequest,
+    collection: &OpenCollection,
+    state: &AppState,
+    deadline: Deadline,
+    no_cache: bool,
+) -> Result<Query, Problem> {
+    let catalog = &state.services()?.catalog;
+    let again = catalog.outbox.is_some().then(|| request.clone());
+    match (parse(request, collection, state, deadline, no_cache), again) {
+        // What cannot be reloaded now leaves the fault as it is.
+        (Err(_), Some(request)) if catalog.reload(collection).await.unwrap_or(false) => {
+            parse(request, collection, state, deadline, no_cache)
+        }
+        (parsed, _) => parsed,
+    }
 }
 
 /// Counts a search as one of its query: the first page only, and not when it was the filter that

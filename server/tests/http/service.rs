@@ -24,7 +24,8 @@ async fn a_starting_server_is_alive_but_not_ready() {
 async fn a_draining_server_is_not_ready_but_answers() {
     let app = TestApp::gym().await;
     let ready = app.get("/readyz").await;
-    assert_eq!(ready.json()["dependencies"], json!({"documents": "ok", "embedder": "ok"}));
+    let dependencies = json!({"documents": "ok", "embedder": "ok", "index": "ok"});
+    assert_eq!(ready.json()["dependencies"], dependencies);
     app.state.drain();
     let ready = app.get("/readyz").await;
     assert_eq!((ready.status.as_u16(), ready.json()["phase"].as_str()), (503, Some("draining")));
