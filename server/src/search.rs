@@ -224,24 +224,27 @@ impl Search {
             return Ok(self.found(answer, CacheStatus::Hit, tier, timings, started));
         }
         let request = tiers::Request { collection, generation, key, query };
-        // Boxed: hits, which end above, would carry the room of all that about.
-        match Box::pin(self.run_missed(&request, started)).await {
+        // The far tier may have the answer, and is asked once for all; it knows whom to refuse.
+        let admitted = if self.asked().is_none() { self.admit(query).await } else { Ok(()) };
+        // Boxed: hits and refusals, which end before, would carry the room of all that about.
+        let found = match admitted {
+            Ok(()) => Box::pin(self.run_missed(&request, started)).await,
+            Err(refused @ EmbedError::Overloaded { .. }) => return Err(refused.into()),
+            Err(error) => Err(error.into()),
+        };
+        match found {
             Err(error) => Box::pin(self.run_stale(&request, error, started)).await,
             found => found,
         }
     }
 
-    /// Refuses, asks the far tier or computes, once for all who ask meanwhile.
+    /// Asks the far tier or computes, once for all who ask meanwhile.
     async fn run_missed(
         &self,
         request: &tiers::Request<'_>,
         started: Instant,
     ) -> Result<Found, SearchError> {
         let (key, query) = (request.key, request.query);
-        // The far tier may have the answer, and is asked once for all; it knows whom to refuse.
-        if self.asked().is_none() {
-            self.admit(query).await?;
-        }
         let epoch = self.epoch.load(Ordering::Acquire);
         let mut work = tiers::Work::default();
         let ttl = self.near_ttl(self.results_ttl);
