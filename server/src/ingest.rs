@@ -144,7 +144,7 @@ impl Ingest {
             .map_err(|interrupted| interrupted.error)
     }
 
-    /// Deletes documents; those that do not exist are no error. The number deleted, in `upserted`.
+    /// Deletes documents; those that do not exist are no error.
     pub async fn delete(
         &self,
         collection: &Arc<OpenCollection>,

@@ -5,7 +5,6 @@ mod read;
 mod write;
 
 use std::path::Path;
-use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -15,6 +14,7 @@ use sqlx::sqlite::{
 };
 use sqlx::{Connection, Row, SqliteConnection};
 
+use super::{as_limit, damaged, to_json, vector_from_bytes, vector_to_bytes};
 use crate::domain::{Collection, CollectionName, Document, EmbeddingVersion, Key, Schema};
 use crate::ports::{
     Changes, Committed, DocumentStore, DocumentWrite, QueryCount, QuerySelection, QueryStatistics,
@@ -77,23 +77,6 @@ impl SqliteStore {
 
 fn failed(action: &'static str) -> impl FnOnce(sqlx::Error) -> StoreError {
     move |source| StoreError::Query { action, source: Box::new(source) }
-}
-
-/// The row does not hold what this program wrote: the file was changed by other hands.
-fn damaged(source: impl std::error::Error + Send + Sync + 'static) -> sqlx::Error {
-    sqlx::Error::Decode(Box::new(source))
-}
-
-fn vector_to_bytes(vector: &[f32]) -> Vec<u8> {
-    vector.iter().flat_map(|value| value.to_le_bytes()).collect()
-}
-
-fn vector_from_bytes(bytes: &[u8]) -> Arc<[f32]> {
-    bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect()
-}
-
-fn to_json<T: serde::Serialize>(value: &T) -> Result<String, sqlx::Error> {
-    serde_json::to_string(value).map_err(|error| sqlx::Error::Encode(Box::new(error)))
 }
 
 fn collection_from_row(row: &SqliteRow) -> Result<Collection, sqlx::Error> {

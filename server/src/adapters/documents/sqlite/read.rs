@@ -5,7 +5,9 @@ use std::collections::HashMap;
 use sqlx::sqlite::SqlitePool;
 use sqlx::{FromRow, Row};
 
-use super::{collection_from_row, damaged, document_from_row, to_json, vector_from_bytes};
+use super::{
+    as_limit, collection_from_row, damaged, document_from_row, to_json, vector_from_bytes,
+};
 use crate::domain::{Collection, CollectionName, Document, Key, Schema};
 use crate::ports::{
     Changes, IndexedDocument, QuerySelection, QueryStatistics, StoredDocument, StoredEmbedding,
@@ -223,8 +225,4 @@ pub async fn mark(pool: &SqlitePool, name: &str) -> Result<bool, sqlx::Error> {
     let row =
         sqlx::query("SELECT 1 FROM marks WHERE name = ?").bind(name).fetch_optional(pool).await?;
     Ok(row.is_some())
-}
-
-fn as_limit(limit: usize) -> i64 {
-    i64::try_from(limit).unwrap_or(i64::MAX)
 }
