@@ -9,5 +9,6 @@ mod cache;
 mod documents;
 mod embedder;
 mod index;
+mod indexes;
 mod outbox;
 mod postgres;
