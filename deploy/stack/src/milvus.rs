@@ -1,12 +1,14 @@
 //! milvus-lite: the protocol of Milvus 3 from one Python process.
 
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use tokio::net::TcpStream;
 use tokio::process::Command;
 
 use crate::process::{Process, StackError, free_port};
+use crate::shared;
 
 /// A milvus-lite on a port and a folder of its own, which it keeps when started again.
 pub struct MilvusLite {
@@ -21,6 +23,19 @@ impl MilvusLite {
         let port = free_port()?;
         let process = run(folder, port).await?;
         Ok(Self { folder: folder.to_owned(), port, process })
+    }
+
+    /// Starts the server that the tests of this process share, when it is the first to ask; blocks
+    /// until it answers.
+    ///
+    /// # Errors
+    /// Why it did not start, the same for all who ask.
+    pub fn shared() -> Result<&'static Self, &'static StackError> {
+        static SHARED: OnceLock<Result<MilvusLite, StackError>> = OnceLock::new();
+        let start = async |folder: PathBuf| Self::start(&folder).await;
+        SHARED
+            .get_or_init(|| shared::start("milvus", start, |server: &Self| server.process.pid()))
+            .as_ref()
     }
 
     /// What a client connects to.

@@ -1,14 +1,14 @@
 //! Postgres: a primary and streaming replicas, each a process of this one.
 
-mod shared;
-
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::sync::OnceLock;
 
 use tokio::process::Command;
 use tokio::time::timeout;
 
-use crate::process::{PATIENCE, Process, StackError, free_port};
+use crate::process::{PATIENCE, Process, StackError, children, free_port};
+use crate::shared;
 
 const USER: &str = "sextant";
 
@@ -29,6 +29,19 @@ impl Postgres {
     /// must be able to reach it: every folder above needs to be open to others.
     pub async fn primary(dir: &Path) -> Result<Self, StackError> {
         Self::primary_with(dir, &[]).await
+    }
+
+    /// Starts the server that the tests of this process share, when it is the first to ask; blocks
+    /// until it answers.
+    ///
+    /// # Errors
+    /// Why it did not start, the same for all who ask.
+    pub fn shared() -> Result<&'static Self, &'static StackError> {
+        static SHARED: OnceLock<Result<Postgres, StackError>> = OnceLock::new();
+        let start = async |dir: PathBuf| Self::primary_with(&dir, &["fsync=off"]).await;
+        SHARED
+            .get_or_init(|| shared::start("postgres", start, |server: &Self| server.process.pid()))
+            .as_ref()
     }
 
     /// The same with settings of postgresql.conf, as in `fsync=off`.
@@ -148,21 +161,12 @@ impl Postgres {
 
     fn signal_all(&self, signal: i32) -> Result<(), StackError> {
         self.process.signal(signal)?;
-        for pid in children(self.process.pid()) {
+        for pid in self.process.pid().into_iter().flat_map(children) {
             // SAFETY: a plain system call; at worst the session has ended and the call fails.
             unsafe { libc::kill(pid, signal) };
         }
         Ok(())
     }
-}
-
-/// Ids of the processes that `parent` started. Each session of Postgres leads a process group of
-/// its own, so the group of the server does not reach them.
-fn children(parent: Option<u32>) -> Vec<i32> {
-    let Some(parent) = parent else { return Vec::new() };
-    let path = format!("/proc/{parent}/task/{parent}/children");
-    let children = std::fs::read_to_string(path).unwrap_or_default();
-    children.split_whitespace().filter_map(|pid| pid.parse().ok()).collect()
 }
 
 async fn ask(
