@@ -5,8 +5,8 @@
 //! with less than it holds, the rest is made from the rows themselves, and an empty answer from a
 //! server that lost its data for a moment counts as no answer.
 //!
-//! Known limits: at most 16,384 hits of one search, and documents with equal scores are in the
-//! order of their keys only as far as Milvus returns them, 32 more than asked for.
+//! Known limit: at most 16,384 hits of one search; among more documents with equal scores, which of
+//! them are hits is up to Milvus.
 
 mod client;
 mod collections;
