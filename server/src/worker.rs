@@ -13,7 +13,7 @@ use rand::Rng;
 use tokio::time::timeout;
 use tracing::{info, warn};
 
-use crate::catalog::Catalog;
+use crate::catalog::{Catalog, CatalogError};
 use crate::domain::{Collection, CollectionName, Key};
 use crate::metrics::Metrics;
 use crate::ports::{
@@ -58,6 +58,8 @@ pub enum WorkError {
     Embed(EmbedError),
     #[error(transparent)]
     Index(IndexError),
+    #[error(transparent)]
+    Open(CatalogError),
     #[error("the batch took longer than its lease allows")]
     TooSlow,
     #[error("collection {0} was embedded by another model than this server's")]
@@ -107,7 +109,8 @@ impl Worker {
             name: collection.name.clone(),
             dimension: collection.embedding.dimension,
         };
-        self.catalog.index.open(&description).await.map_err(WorkError::Index)?;
+        let visible = collection.visible_generation;
+        self.catalog.open_shared(&description, visible).await.map_err(WorkError::Open)?;
         match self.part(&collection, rows.clone()).await {
             Ok(()) => Ok(()),
             Err(Fault::Environment(error)) => Err(error),

@@ -209,12 +209,23 @@ impl SearchIndex for MilvusIndex {
     async fn open(&self, collection: &IndexedCollection) -> Result<i64, IndexError> {
         let (prefix, id) = (self.options.prefix.as_str(), collection.id);
         let dimension = collection.dimension;
-        collections::open(&self.servers, prefix, id, dimension).await?;
+        let made = collections::open(&self.servers, prefix, id, dimension).await?;
+        let opened = {
+            let mut open = self.open.write().unwrap_or_else(PoisonError::into_inner);
+            let alias = collections::alias(prefix, id);
+            let new = || Arc::new(OpenCollection { id, alias, dimension, seen: Mutex::new(None) });
+            Arc::clone(open.entry(id).or_insert_with(new))
+        };
+        if made {
+            // Whatever it had before is lost.
+            opened.set_seen(None);
+            return Ok(0);
+        }
         let generation = collections::generation(&self.servers, prefix, id).await?;
-        let alias = collections::alias(prefix, id);
-        let opened = OpenCollection { id, alias, dimension, seen: Mutex::new(None) };
-        let mut open = self.open.write().unwrap_or_else(PoisonError::into_inner);
-        open.entry(id).or_insert_with(|| Arc::new(opened));
+        if generation == 0 {
+            // Not to be believed of a server that does not see the documents that it has.
+            self.count(id).await?;
+        }
         Ok(generation)
     }
 

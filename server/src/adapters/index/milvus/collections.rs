@@ -32,14 +32,14 @@ fn generations(prefix: &str) -> String {
     format!("{prefix}_meta")
 }
 
-/// Makes a collection when there is none, loads it and makes sure of its vectors' length.
-/// Several servers may do so at the same time.
+/// Makes a collection when there is none, loads it and makes sure of its vectors' length; true when
+/// it was made. Several servers may do so at the same time.
 pub async fn open(
     servers: &Servers,
     prefix: &str,
     collection: i64,
     dimension: usize,
-) -> Result<(), IndexError> {
+) -> Result<bool, IndexError> {
     let meta = generations(prefix);
     // Loading is also what tells whether it was ever finished.
     if let Err(IndexError::Io { .. }) = servers.load(&meta).await {
@@ -47,7 +47,8 @@ pub async fn open(
         servers.load(&meta).await?;
     }
     let alias = alias(prefix, collection);
-    if target(servers, &alias).await?.is_none() {
+    let missing = target(servers, &alias).await?.is_none();
+    if missing {
         let physical = format!("{alias}_v{VERSION}");
         let length = u32::try_from(dimension).map_err(failed("create"))?;
         create(servers, &physical, &rows::schema(length), rows::indexes()).await?;
@@ -71,7 +72,7 @@ pub async fn open(
         let reason = format!("its vectors have {present:?} numbers, those wanted {dimension}");
         return Err(failed("open")(std::io::Error::other(reason)));
     }
-    Ok(())
+    Ok(missing)
 }
 
 /// Deletes a collection with all its versions; what is not there is no error.
