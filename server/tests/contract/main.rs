@@ -11,3 +11,6 @@ mod embedder;
 mod index;
 mod outbox;
 mod postgres;
+#[path = "../http/stores/embedded.rs"]
+#[allow(dead_code, reason = "shared with the tests of the router")]
+mod stores;
