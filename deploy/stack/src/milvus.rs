@@ -10,6 +10,8 @@ use tokio::process::Command;
 use crate::process::{Process, StackError, free_port};
 use crate::shared;
 
+const DATA: &str = "data";
+
 /// A milvus-lite on a port and a folder of its own, which it keeps when started again.
 pub struct MilvusLite {
     folder: PathBuf,
@@ -50,6 +52,11 @@ impl MilvusLite {
         Ok(())
     }
 
+    /// Where its data is.
+    pub fn data(&self) -> PathBuf {
+        self.folder.join(DATA)
+    }
+
     pub fn process(&mut self) -> &mut Process {
         &mut self.process
     }
@@ -62,7 +69,7 @@ async fn run(folder: &Path, port: u16) -> Result<Process, StackError> {
         .args(["-m", "milvus_lite", "server", "--host", "127.0.0.1", "--port"])
         .arg(port.to_string())
         .arg("--data-dir")
-        .arg(folder.join("data"))
+        .arg(folder.join(DATA))
         .current_dir(folder)
         .env("PYTHONPATH", package()?)
         .env("PYTHONUNBUFFERED", "1")

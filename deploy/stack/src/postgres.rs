@@ -11,6 +11,12 @@ use crate::process::{PATIENCE, Process, StackError, children, free_port};
 use crate::shared;
 
 const USER: &str = "sextant";
+const SETTINGS: [&str; 4] = [
+    "listen_addresses=127.0.0.1",
+    "unix_socket_directories=",
+    "max_connections=100",
+    "wal_keep_size=256MB",
+];
 
 /// A running Postgres on loopback, open to everybody on this machine. Dropping it kills it; its
 /// folder stays.
@@ -88,17 +94,9 @@ impl Postgres {
         settings: Vec<String>,
     ) -> Result<Self, StackError> {
         let mut command = install.command("postgres", dir);
-        command.arg("-D").arg(dir.join("data")).arg("-p").arg(port.to_string());
-        for setting in [
-            "listen_addresses=127.0.0.1",
-            "unix_socket_directories=",
-            "max_connections=100",
-            "wal_keep_size=256MB",
-        ] {
-            command.arg("-c").arg(setting);
-        }
-        for setting in &settings {
-            command.arg("-c").arg(setting);
+        command.arg("-D").arg(dir.join("data")).args(["-p", &port.to_string()]);
+        for setting in SETTINGS.iter().copied().chain(settings.iter().map(String::as_str)) {
+            command.args(["-c", setting]);
         }
         let process = Process::start("postgres", command, &dir.join("postgres.log"))?;
         let mut server = Self { install, dir: dir.to_owned(), port, settings, process };
@@ -143,6 +141,28 @@ impl Postgres {
 
     pub fn port(&self) -> u16 {
         self.port
+    }
+
+    /// Where its data is.
+    pub fn data(&self) -> PathBuf {
+        self.dir.join("data")
+    }
+
+    /// The options that `postgres` needs to be started with by hand, on the same port.
+    pub fn options(&self) -> String {
+        let settings: String = SETTINGS.iter().map(|setting| format!(" -c {setting}")).collect();
+        format!("-p {}{settings}", self.port)
+    }
+
+    /// A shell of the user who runs the server, with Postgres's programs in its path.
+    pub fn shell(&self) -> Command {
+        let mut shell = self.install.command("/bin/bash", &self.dir);
+        let path = std::env::var_os("PATH").unwrap_or_default();
+        let folders = [self.install.bin.clone()].into_iter().chain(std::env::split_paths(&path));
+        if let Ok(path) = std::env::join_paths(folders) {
+            shell.env("PATH", path);
+        }
+        shell
     }
 
     /// To kill it, or to stop it in an orderly way.
