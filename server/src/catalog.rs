@@ -156,13 +156,31 @@ impl Catalog {
     /// Opens an index that workers keep up to date. One that is not available now is opened later,
     /// see [`Self::refresh`].
     async fn open_index(&self, open: &OpenCollection) -> Result<(), CatalogError> {
-        match self.index.open(&open.description()).await {
-            Ok(_) => open.indexed.store(true, Ordering::Release),
-            Err(error @ IndexError::Unavailable { .. }) => {
+        match self.open_shared(&open.description(), open.generation()).await {
+            Ok(()) => open.indexed.store(true, Ordering::Release),
+            Err(CatalogError::Index(error @ IndexError::Unavailable { .. })) => {
                 self.metrics.background_failures.with_label_values(&["index"]).inc();
                 warn!(collection = %open.name, %error, "the index is not available yet");
             }
-            Err(error) => return Err(error.into()),
+            Err(error) => return Err(error),
+        }
+        Ok(())
+    }
+
+    /// Opens an index that workers keep up to date. When it has lost what it had, all documents are
+    /// left to them again. `visible`: a generation that it has had.
+    pub async fn open_shared(
+        &self,
+        collection: &IndexedCollection,
+        visible: i64,
+    ) -> Result<(), CatalogError> {
+        let at = self.index.open(collection).await?;
+        if at == 0
+            && visible > 0
+            && let Some(outbox) = &self.outbox
+        {
+            let documents = outbox.enqueue_all(collection.collection).await?;
+            warn!(collection = %collection.name, documents, "the index was lost, making it anew");
         }
         Ok(())
     }
@@ -320,12 +338,14 @@ impl Catalog {
         Ok(())
     }
 
-    /// Catches up the collections whose index is behind because a write failed half-way.
+    /// Catches up the collections whose index is behind because a write failed half-way, or because
+    /// it was lost.
     pub async fn repair(&self) -> Result<(), CatalogError> {
-        if self.outbox.is_some() {
-            return Ok(());
-        }
         for open in self.all() {
+            if self.outbox.is_some() {
+                self.open_shared(&open.description(), open.generation()).await?;
+                continue;
+            }
             // A collection that is being written to is repaired by its writer.
             if let Ok(mut indexed) = open.writer.try_lock()
                 && indexed.is_none()

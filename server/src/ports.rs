@@ -525,6 +525,10 @@ pub trait Outbox: Indexes {
     /// Makes everything set aside in a collection due again; how many there were.
     async fn retry(&self, collection: i64) -> Result<u64, StoreError>;
 
+    /// Makes a row for every document of a collection that has none, after an index lost them; how
+    /// many.
+    async fn enqueue_all(&self, collection: i64) -> Result<u64, StoreError>;
+
     /// Rows that wait, and the age of the oldest.
     async fn backlog(&self) -> Result<Backlog, StoreError>;
 }

@@ -13,7 +13,7 @@ use rand::Rng;
 use tokio::time::timeout;
 use tracing::{info, warn};
 
-use crate::catalog::Catalog;
+use crate::catalog::{Catalog, CatalogError};
 use crate::domain::{Collection, Key};
 use crate::embedders::Embedders;
 use crate::metrics::Metrics;
@@ -59,6 +59,8 @@ pub enum WorkError {
     Embed(EmbedError),
     #[error(transparent)]
     Index(IndexError),
+    #[error(transparent)]
+    Open(CatalogError),
     #[error("the batch took longer than its lease allows")]
     TooSlow,
 }
@@ -100,7 +102,8 @@ impl Worker {
     async fn work(&self, claimed: Claimed) -> Result<(), WorkError> {
         let Claimed { collection, rows } = claimed;
         let description = IndexedCollection::of(&collection);
-        self.catalog.index.open(&description).await.map_err(WorkError::Index)?;
+        let visible = collection.visible_generation;
+        self.catalog.open_shared(&description, visible).await.map_err(WorkError::Open)?;
         match self.part(&collection, rows.clone()).await {
             Ok(()) => Ok(()),
             Err(Fault::Environment(error)) => Err(error),

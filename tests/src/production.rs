@@ -43,10 +43,15 @@ impl Stores {
         Self { redis, primary, replica, milvus, _folder: folder }
     }
 
+    /// Connection string of the database that servers use on one of the nodes.
+    pub fn database(&self, node: &Postgres) -> String {
+        node.url(DATABASE)
+    }
+
     /// How a server over these stores is started.
     pub fn options(&self, options: Options) -> Options {
-        let primary = self.primary.url(DATABASE);
-        let replicas = serde_json::json!([self.replica.url(DATABASE)]).to_string();
+        let primary = self.database(&self.primary);
+        let replicas = serde_json::json!([self.database(&self.replica)]).to_string();
         let endpoints = serde_json::json!([self.milvus.endpoint()]).to_string();
         options
             .set("documents.kind", "postgres")

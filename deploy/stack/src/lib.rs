@@ -7,5 +7,6 @@ pub mod postgres;
 pub mod process;
 pub mod proxy;
 pub mod redis;
+mod shared;
 
 pub use process::{Process, StackError, free_port, until};

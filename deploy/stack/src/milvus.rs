@@ -1,12 +1,16 @@
 //! milvus-lite: the protocol of Milvus 3 from one Python process.
 
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use tokio::net::TcpStream;
 use tokio::process::Command;
 
 use crate::process::{Process, StackError, free_port};
+use crate::shared;
+
+const DATA: &str = "data";
 
 /// A milvus-lite on a port and a folder of its own, which it keeps when started again.
 pub struct MilvusLite {
@@ -23,6 +27,19 @@ impl MilvusLite {
         Ok(Self { folder: folder.to_owned(), port, process })
     }
 
+    /// Starts the server that the tests of this process share, when it is the first to ask; blocks
+    /// until it answers.
+    ///
+    /// # Errors
+    /// Why it did not start, the same for all who ask.
+    pub fn shared() -> Result<&'static Self, &'static StackError> {
+        static SHARED: OnceLock<Result<MilvusLite, StackError>> = OnceLock::new();
+        let start = async |folder: PathBuf| Self::start(&folder).await;
+        SHARED
+            .get_or_init(|| shared::start("milvus", start, |server: &Self| server.process.pid()))
+            .as_ref()
+    }
+
     /// What a client connects to.
     pub fn endpoint(&self) -> String {
         format!("http://127.0.0.1:{}", self.port)
@@ -33,6 +50,11 @@ impl MilvusLite {
         self.process.stop(libc::SIGINT, Duration::from_secs(10)).await?;
         self.process = run(&self.folder, self.port).await?;
         Ok(())
+    }
+
+    /// Where its data is.
+    pub fn data(&self) -> PathBuf {
+        self.folder.join(DATA)
     }
 
     pub fn process(&mut self) -> &mut Process {
@@ -47,7 +69,7 @@ async fn run(folder: &Path, port: u16) -> Result<Process, StackError> {
         .args(["-m", "milvus_lite", "server", "--host", "127.0.0.1", "--port"])
         .arg(port.to_string())
         .arg("--data-dir")
-        .arg(folder.join("data"))
+        .arg(folder.join(DATA))
         .current_dir(folder)
         .env("PYTHONPATH", package()?)
         .env("PYTHONUNBUFFERED", "1")

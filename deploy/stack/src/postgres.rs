@@ -1,16 +1,22 @@
 //! Postgres: a primary and streaming replicas, each a process of this one.
 
-mod shared;
-
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::sync::OnceLock;
 
 use tokio::process::Command;
 use tokio::time::timeout;
 
-use crate::process::{PATIENCE, Process, StackError, free_port};
+use crate::process::{PATIENCE, Process, StackError, children, free_port};
+use crate::shared;
 
 const USER: &str = "sextant";
+const SETTINGS: [&str; 4] = [
+    "listen_addresses=127.0.0.1",
+    "unix_socket_directories=",
+    "max_connections=100",
+    "wal_keep_size=256MB",
+];
 
 /// A running Postgres on loopback, open to everybody on this machine. Dropping it kills it; its
 /// folder stays.
@@ -29,6 +35,19 @@ impl Postgres {
     /// must be able to reach it: every folder above needs to be open to others.
     pub async fn primary(dir: &Path) -> Result<Self, StackError> {
         Self::primary_with(dir, &[]).await
+    }
+
+    /// Starts the server that the tests of this process share, when it is the first to ask; blocks
+    /// until it answers.
+    ///
+    /// # Errors
+    /// Why it did not start, the same for all who ask.
+    pub fn shared() -> Result<&'static Self, &'static StackError> {
+        static SHARED: OnceLock<Result<Postgres, StackError>> = OnceLock::new();
+        let start = async |dir: PathBuf| Self::primary_with(&dir, &["fsync=off"]).await;
+        SHARED
+            .get_or_init(|| shared::start("postgres", start, |server: &Self| server.process.pid()))
+            .as_ref()
     }
 
     /// The same with settings of postgresql.conf, as in `fsync=off`.
@@ -75,17 +94,9 @@ impl Postgres {
         settings: Vec<String>,
     ) -> Result<Self, StackError> {
         let mut command = install.command("postgres", dir);
-        command.arg("-D").arg(dir.join("data")).arg("-p").arg(port.to_string());
-        for setting in [
-            "listen_addresses=127.0.0.1",
-            "unix_socket_directories=",
-            "max_connections=100",
-            "wal_keep_size=256MB",
-        ] {
-            command.arg("-c").arg(setting);
-        }
-        for setting in &settings {
-            command.arg("-c").arg(setting);
+        command.arg("-D").arg(dir.join("data")).args(["-p", &port.to_string()]);
+        for setting in SETTINGS.iter().copied().chain(settings.iter().map(String::as_str)) {
+            command.args(["-c", setting]);
         }
         let process = Process::start("postgres", command, &dir.join("postgres.log"))?;
         let mut server = Self { install, dir: dir.to_owned(), port, settings, process };
@@ -132,6 +143,28 @@ impl Postgres {
         self.port
     }
 
+    /// Where its data is.
+    pub fn data(&self) -> PathBuf {
+        self.dir.join("data")
+    }
+
+    /// The options that `postgres` needs to be started with by hand, on the same port.
+    pub fn options(&self) -> String {
+        let settings: String = SETTINGS.iter().map(|setting| format!(" -c {setting}")).collect();
+        format!("-p {}{settings}", self.port)
+    }
+
+    /// A shell of the user who runs the server, with Postgres's programs in its path.
+    pub fn shell(&self) -> Command {
+        let mut shell = self.install.command("/bin/bash", &self.dir);
+        let path = std::env::var_os("PATH").unwrap_or_default();
+        let folders = [self.install.bin.clone()].into_iter().chain(std::env::split_paths(&path));
+        if let Ok(path) = std::env::join_paths(folders) {
+            shell.env("PATH", path);
+        }
+        shell
+    }
+
     /// To kill it, or to stop it in an orderly way.
     pub fn process(&mut self) -> &mut Process {
         &mut self.process
@@ -148,21 +181,12 @@ impl Postgres {
 
     fn signal_all(&self, signal: i32) -> Result<(), StackError> {
         self.process.signal(signal)?;
-        for pid in children(self.process.pid()) {
+        for pid in self.process.pid().into_iter().flat_map(children) {
             // SAFETY: a plain system call; at worst the session has ended and the call fails.
             unsafe { libc::kill(pid, signal) };
         }
         Ok(())
     }
-}
-
-/// Ids of the processes that `parent` started. Each session of Postgres leads a process group of
-/// its own, so the group of the server does not reach them.
-fn children(parent: Option<u32>) -> Vec<i32> {
-    let Some(parent) = parent else { return Vec::new() };
-    let path = format!("/proc/{parent}/task/{parent}/children");
-    let children = std::fs::read_to_string(path).unwrap_or_default();
-    children.split_whitespace().filter_map(|pid| pid.parse().ok()).collect()
 }
 
 async fn ask(

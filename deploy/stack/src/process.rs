@@ -143,6 +143,14 @@ impl Process {
     }
 }
 
+/// Ids of the processes that `parent` started. Some lead a process group of their own, as the
+/// sessions of Postgres do, so that the group of the server does not reach them.
+pub fn children(parent: u32) -> Vec<i32> {
+    let path = format!("/proc/{parent}/task/{parent}/children");
+    let children = std::fs::read_to_string(path).unwrap_or_default();
+    children.split_whitespace().filter_map(|pid| pid.parse().ok()).collect()
+}
+
 /// A loopback port that nobody had a moment ago.
 pub fn free_port() -> Result<u16, StackError> {
     Ok(TcpListener::bind(("127.0.0.1", 0))?.local_addr()?.port())

@@ -10,6 +10,7 @@ use crate::{Process, StackError, free_port, until};
 
 /// Slots that the keys of a cluster are divided into.
 const SLOTS: u16 = 16_384;
+const CONFIG: &str = "redis.conf";
 const MEMORY_ONLY: &str =
     "save \"\"\nappendonly no\nmaxmemory 256mb\nmaxmemory-policy allkeys-lru\n";
 
@@ -45,6 +46,11 @@ impl Redis {
 
     pub fn url(&self) -> String {
         format!("redis://127.0.0.1:{}", self.port)
+    }
+
+    /// Its configuration file.
+    pub fn config(&self) -> PathBuf {
+        self.folder.join(CONFIG)
     }
 
     /// Starts it again, empty, on the same port, after it was stopped or killed.
@@ -87,7 +93,7 @@ fn launch_with(
     arguments: &[&str],
 ) -> Result<Process, StackError> {
     // In a file, as everybody sees a command line.
-    let file = folder.join("redis.conf");
+    let file = folder.join(CONFIG);
     let place = format!("port {port}\nbind 127.0.0.1\ndir {}\n", folder.display());
     std::fs::write(&file, place + settings)?;
     let mut command = Command::new("redis-server");

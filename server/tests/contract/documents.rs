@@ -5,7 +5,10 @@ use std::sync::Arc;
 
 use serde_json::json;
 use sextant_server::adapters::documents::sqlite::SqliteStore;
-use sextant_server::domain::{CollectionName, Document, EmbeddingVersion, Schema};
+use sextant_server::domain::collection::Freshness;
+use sextant_server::domain::{
+    AttributeType, CollectionName, Document, EmbeddingVersion, Mode, Schema,
+};
 use sextant_server::ports::{
     Committed, DocumentStore, DocumentWrite, QueryCount, QuerySelection, StoreError, StoredVector,
 };
@@ -57,6 +60,18 @@ pub async fn a_collection_is_found_again_with_its_schema_and_model(store: Arc<dy
     assert_eq!(store.collections().await.unwrap(), [made]);
     let again = store.create_collection(&name("a"), &schema, &embedding()).await;
     assert!(matches!(again, Err(StoreError::Exists)));
+}
+
+pub async fn a_changed_schema_is_found_again(store: Arc<dyn DocumentStore>) {
+    let id = collection(&*store).await;
+    let schema = Schema {
+        attributes: [("level".to_owned(), AttributeType::String)].into(),
+        default_mode: Mode::Hybrid,
+        freshness: Freshness::Fresh,
+        ..Schema::default()
+    };
+    store.update_schema(id, &schema).await.unwrap();
+    assert_eq!(store.collection(&name("a")).await.unwrap().unwrap().schema, schema);
 }
 
 pub async fn a_collection_of_the_same_name_is_another_one(store: Arc<dyn DocumentStore>) {
@@ -232,6 +247,7 @@ macro_rules! document_store_suite {
         mod $module {
             document_store_suite!(@cases $make,
                 a_collection_is_found_again_with_its_schema_and_model,
+                a_changed_schema_is_found_again,
                 a_collection_of_the_same_name_is_another_one,
                 an_upsert_keeps_the_key_and_raises_the_generation,
                 a_deleted_document_is_gone_and_its_key_is_not_given_again,

@@ -12,3 +12,6 @@ mod index;
 mod indexes;
 mod outbox;
 mod postgres;
+#[path = "../http/stores/embedded.rs"]
+#[allow(dead_code, reason = "shared with the tests of the router")]
+mod stores;

@@ -280,6 +280,26 @@ pub async fn progress_counts_the_writes_of_a_generation(store: Store, outbox: Ro
     assert_eq!((of(first).await, of(second).await), (1, 1));
 }
 
+pub async fn all_documents_can_be_left_to_the_workers_again(store: Store, outbox: Rows) {
+    let id = collection(&*store, "a").await.id;
+    upsert(&store, id, &[write("1", "one"), write("2", "two"), write("3", "three")]).await;
+    let claimed = claim(&outbox, "w").await.unwrap();
+    outbox.complete("w", id, &done(&claimed)).await.unwrap();
+    upsert(&store, id, &[write("2", "deux")]).await;
+    store.delete(id, &["3".into()]).await.unwrap();
+    assert_eq!(outbox.enqueue_all(id).await.unwrap(), 1, "the others wait already");
+    assert_eq!(outbox.enqueue_all(id).await.unwrap(), 0);
+    let claimed = claim(&outbox, "w").await.unwrap();
+    let row = |key| claimed.rows.iter().find(|row| row.key == key).unwrap();
+    let stored = store.list(id, None, 10).await.unwrap();
+    assert_eq!((claimed.rows.len(), stored.len()), (3, 2));
+    for document in &stored {
+        assert_eq!(row(document.key).version, document.generation);
+    }
+    let known = row(stored[0].key).document.as_ref().unwrap();
+    assert_eq!(known.embedding, Some(vector(0.5)), "nothing is embedded again");
+}
+
 pub async fn a_deleted_collection_leaves_no_work(store: Store, outbox: Rows) {
     let id = collection(&*store, "a").await.id;
     upsert(&store, id, &[write("1", "one")]).await;
@@ -410,6 +430,7 @@ outbox_suite!(
     small_writes_are_taken_before_bulk_ones_and_the_oldest_first,
     no_collection_waits_for_the_end_of_anothers_import,
     progress_counts_the_writes_of_a_generation,
+    all_documents_can_be_left_to_the_workers_again,
     a_deleted_collection_leaves_no_work,
     nothing_is_forgotten,
 );

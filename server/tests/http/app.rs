@@ -8,13 +8,11 @@ use std::time::Duration;
 use async_trait::async_trait;
 use axum::Router;
 use axum::body::Body;
-use axum::http::{HeaderMap, Method, Request, StatusCode};
+use axum::http::{HeaderMap, Method, Request, StatusCode, Uri};
 use http_body_util::BodyExt;
 use serde_json::{Value, json};
 use sextant_server::adapters::cache::redis::{CacheEvents, RedisCache, RedisOptions};
-use sextant_server::adapters::documents::sqlite::SqliteStore;
 use sextant_server::adapters::embedder::hash::HashEmbedder;
-use sextant_server::adapters::index::local::{LocalIndex, Options};
 use sextant_server::auth::Keys;
 use sextant_server::cache::shared::SharedCache;
 use sextant_server::catalog::Catalog;
@@ -27,12 +25,16 @@ use sextant_server::metrics::Metrics;
 use sextant_server::popularity::Popularity;
 use sextant_server::ports::{
     Changes, DocumentStore, EmbedError, Embedder, Embedding, Facets, IndexError, IndexedCollection,
-    ModelInfo, SearchIndex, Urgency,
+    ModelInfo, Outbox, SearchIndex, Urgency,
 };
 use sextant_server::search::Search;
+use sextant_server::worker::{self, Worker, WorkerOptions};
 use sextant_stack::until;
 use tokio::sync::{Semaphore, watch};
+use tokio::task::JoinHandle;
 use tower::ServiceExt;
+
+use crate::stores::{self, Place, Stores};
 
 /// Counts texts, and holds them back while its gate is closed.
 pub struct GatedEmbedder {
@@ -94,16 +96,16 @@ impl Embedder for GatedEmbedder {
 
 /// An index that can be out of reach.
 pub struct CutIndex {
-    inner: LocalIndex,
+    inner: Arc<dyn SearchIndex>,
     pub cut: AtomicBool,
 }
 
 impl CutIndex {
-    fn reach(&self) -> Result<&LocalIndex, IndexError> {
+    fn reach(&self) -> Result<&dyn SearchIndex, IndexError> {
         if self.cut.load(Ordering::SeqCst) {
             return Err(IndexError::Unavailable { action: "ask", source: "it is cut off".into() });
         }
-        Ok(&self.inner)
+        Ok(&*self.inner)
     }
 }
 
@@ -173,7 +175,8 @@ pub struct TestApp {
     pub metrics: Arc<Metrics>,
     pub store: Arc<dyn DocumentStore>,
     pub index: Arc<CutIndex>,
-    pub folder: Arc<tempfile::TempDir>,
+    place: Arc<Place>,
+    worker: Option<RunningWorker>,
 }
 
 pub struct Answer {
@@ -214,7 +217,7 @@ impl Answer {
 pub struct Setup {
     pub config: Config,
     pub keys: Option<PathBuf>,
-    pub folder: Option<Arc<tempfile::TempDir>>,
+    pub place: Option<Arc<Place>>,
     pub dimension: Option<usize>,
     pub not_started: bool,
     /// A Redis to share answers over.
@@ -227,19 +230,30 @@ impl TestApp {
     }
 
     pub async fn with(setup: Setup) -> Self {
-        let folder = setup.folder.clone().unwrap_or_else(|| Arc::new(tempfile::tempdir().unwrap()));
+        let place = match setup.place.clone() {
+            Some(place) => place,
+            None => Arc::new(Place::new().await),
+        };
         let embedder = Arc::new(GatedEmbedder::new(setup.dimension.unwrap_or(32)));
-        let database = folder.path().join("documents.db");
-        let store: Arc<dyn DocumentStore> = Arc::new(SqliteStore::open(&database).await.unwrap());
-        let index = LocalIndex::open(&folder.path().join("index"), Options::default()).unwrap();
+        let Stores { documents: store, outbox, index } = place.open().await;
         let index = Arc::new(CutIndex { inner: index, cut: AtomicBool::new(false) });
         let model = embedder.model().version.clone();
         let metrics = Arc::new(Metrics::new());
         let port = Arc::clone(&index) as Arc<dyn SearchIndex>;
-        let catalog = Catalog::open(Arc::clone(&store), port, None, model, Arc::clone(&metrics))
-            .await
-            .unwrap();
-        Self::assemble(setup, Arc::new(catalog), embedder, metrics, store, index, folder).await
+        let opened =
+            Catalog::open(Arc::clone(&store), port, outbox.clone(), model, Arc::clone(&metrics));
+        let catalog = Arc::new(opened.await.unwrap());
+        let mut worker = None;
+        if let Some(outbox) = outbox {
+            let (catalog, metrics) = (Arc::clone(&catalog), Arc::clone(&metrics));
+            let (work, embedder) = (Arc::clone(&outbox), Arc::clone(&embedder));
+            worker = Some(RunningWorker::start(catalog, work, embedder, metrics));
+            // An index that was lost is made again before the server is used, as without workers.
+            let done = || async { outbox.backlog().await.unwrap().rows == 0 };
+            until("the work that was left", done).await.unwrap();
+        }
+        let app = Self::assemble(setup, catalog, embedder, metrics, store, index, place).await;
+        Self { worker, ..app }
     }
 
     /// Another server with the same documents, index and embedder.
@@ -251,7 +265,7 @@ impl TestApp {
             Arc::new(Metrics::new()),
             Arc::clone(&self.store),
             Arc::clone(&self.index),
-            Arc::clone(&self.folder),
+            Arc::clone(&self.place),
         )
         .await
     }
@@ -263,7 +277,7 @@ impl TestApp {
         metrics: Arc<Metrics>,
         store: Arc<dyn DocumentStore>,
         index: Arc<CutIndex>,
-        folder: Arc<tempfile::TempDir>,
+        place: Arc<Place>,
     ) -> Self {
         let config = setup.config;
         let auth = AuthConfig { keys_file: setup.keys, ..AuthConfig::default() };
@@ -301,7 +315,7 @@ impl TestApp {
                 ingest: Arc::new(ingest),
                 popularity: Arc::clone(&popularity),
                 embedders: port.into(),
-                shared: Shared::default(),
+                shared: Shared { stores: stores::SHARED, embedder: false },
             });
         }
         let router = router(state.clone());
@@ -317,21 +331,35 @@ impl TestApp {
             metrics,
             store,
             index,
-            folder,
+            place,
+            worker: None,
         }
     }
 
-    /// Lets go of the folder, so that another server can be started on it.
-    pub async fn close(self) -> Arc<tempfile::TempDir> {
+    /// Lets go of its place, so that another server can be started there.
+    pub async fn close(self) -> Arc<Place> {
+        if let Some(worker) = self.worker {
+            worker.end().await;
+        }
         self.index.close().await.unwrap();
         self.store.close().await;
-        Arc::clone(&self.folder)
+        self.place
     }
 
-    pub async fn send(&self, request: Request<Body>) -> Answer {
+    /// Sends a request. What workers are to index is waited for, so that searches see it after any
+    /// write, as they do where there are none.
+    pub async fn send(&self, mut request: Request<Body>) -> Answer {
+        let writes = request.method() != Method::GET && request.uri().path().contains("/documents");
+        if stores::SHARED && writes {
+            *request.uri_mut() = waiting(request.uri());
+        }
         let response = self.router.clone().oneshot(request).await.unwrap();
         let (parts, body) = response.into_parts();
         let bytes = body.collect().await.unwrap().to_bytes().to_vec();
+        if writes {
+            // A server does this every second.
+            self.catalog.refresh().await.unwrap();
+        }
         Answer { status: parts.status, headers: parts.headers, bytes }
     }
 
@@ -374,6 +402,46 @@ impl TestApp {
         app.post("/v1/collections/gym/documents", exercises()).await.ok();
         app
     }
+}
+
+/// The worker of a server whose writes leave their work to workers.
+struct RunningWorker {
+    stop: watch::Sender<bool>,
+    task: JoinHandle<()>,
+}
+
+impl RunningWorker {
+    fn start(
+        catalog: Arc<Catalog>,
+        outbox: Arc<dyn Outbox>,
+        embedder: Arc<dyn Embedder>,
+        metrics: Arc<Metrics>,
+    ) -> Self {
+        let options = WorkerOptions { batch: 256, lease: Duration::from_secs(30), max_attempts: 3 };
+        let worker = Worker {
+            catalog,
+            outbox,
+            embedder,
+            metrics,
+            options,
+            name: "worker".to_owned(),
+            raised: Box::new(|_, _| {}),
+        };
+        let (stop, stopped) = watch::channel(false);
+        let task = tokio::spawn(worker::run(worker, Duration::from_millis(50), stopped));
+        Self { stop, task }
+    }
+
+    async fn end(self) {
+        self.stop.send(true).unwrap();
+        self.task.await.unwrap();
+    }
+}
+
+/// The address of a write that is answered when searches see it.
+fn waiting(uri: &Uri) -> Uri {
+    let separator = if uri.query().is_some() { '&' } else { '?' };
+    format!("{uri}{separator}wait=true").parse().unwrap()
 }
 
 fn connect(url: String, config: &Config, metrics: &Arc<Metrics>) -> Arc<RedisCache> {

@@ -7,6 +7,9 @@ mod app;
 mod cache;
 mod collections;
 mod documents;
+mod embedded;
 mod embeddings;
 mod search;
 mod service;
+#[path = "stores/embedded.rs"]
+mod stores;

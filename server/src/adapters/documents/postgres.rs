@@ -458,6 +458,11 @@ impl Outbox for PostgresStore {
             .map_err(failed_in_collection("retry what was set aside"))
     }
 
+    async fn enqueue_all(&self, collection: i64) -> Result<u64, StoreError> {
+        on_primary!(self, outbox::enqueue_all(collection))
+            .map_err(failed_in_collection("leave all documents to the workers"))
+    }
+
     async fn backlog(&self) -> Result<Backlog, StoreError> {
         on_primary!(self, outbox::backlog()).map_err(failed("count what waits"))
     }

@@ -5,8 +5,8 @@
 //! with less than it holds, the rest is made from the rows themselves, and an empty answer from a
 //! server that lost its data for a moment counts as no answer.
 //!
-//! Known limits: at most 16,384 hits of one search, and documents with equal scores are in the
-//! order of their keys only as far as Milvus returns them, 32 more than asked for.
+//! Known limit: at most 16,384 hits of one search; among more documents with equal scores, which of
+//! them are hits is up to Milvus.
 
 mod client;
 mod collections;
@@ -209,13 +209,24 @@ fn distinct(changes: &Changes) -> Vec<&IndexedDocument> {
 impl SearchIndex for MilvusIndex {
     async fn open(&self, collection: &IndexedCollection) -> Result<i64, IndexError> {
         let (prefix, id) = (self.options.prefix.as_str(), collection.id);
-        collections::open(&self.servers, prefix, collection).await?;
+        let made = collections::open(&self.servers, prefix, collection).await?;
+        let opened = {
+            let mut open = self.open.write().unwrap_or_else(PoisonError::into_inner);
+            let name = collections::name(prefix, collection);
+            let dimension = collection.dimension;
+            let new = || Arc::new(OpenCollection { id, name, dimension, seen: Mutex::new(None) });
+            Arc::clone(open.entry(id).or_insert_with(new))
+        };
+        if made {
+            // Whatever it had before is lost.
+            opened.set_seen(None);
+            return Ok(0);
+        }
         let generation = collections::generation(&self.servers, prefix, id).await?;
-        let name = collections::name(prefix, collection);
-        let dimension = collection.dimension;
-        let opened = OpenCollection { id, name, dimension, seen: Mutex::new(None) };
-        let mut open = self.open.write().unwrap_or_else(PoisonError::into_inner);
-        open.entry(id).or_insert_with(|| Arc::new(opened));
+        if generation == 0 {
+            // Not to be believed of a server that does not see the documents that it has.
+            self.count(id).await?;
+        }
         Ok(generation)
     }
 

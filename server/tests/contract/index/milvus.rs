@@ -13,38 +13,14 @@ use sextant_server::metrics::Metrics;
 use sextant_stack::milvus::MilvusLite;
 use sextant_stack::until;
 use tempfile::TempDir;
-use tokio::sync::OnceCell;
 
 use super::*;
 
-/// The server that the contract's tests share, each with a prefix of its own. It runs on a thread
-/// of its own, as a test's runtime ends with the test.
-struct Shared {
-    endpoint: String,
-}
-
-static SHARED: OnceCell<Shared> = OnceCell::const_new();
 static PREFIXES: AtomicU32 = AtomicU32::new(0);
 
-async fn shared() -> &'static Shared {
-    SHARED
-        .get_or_init(|| async {
-            let (reply, endpoint) = tokio::sync::oneshot::channel();
-            std::thread::spawn(move || {
-                let runtime =
-                    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-                runtime.block_on(async move {
-                    let folder = tempfile::tempdir().unwrap();
-                    let server = MilvusLite::start(folder.path()).await;
-                    let endpoint = server.as_ref().map(MilvusLite::endpoint);
-                    let _ = reply.send(endpoint.map_err(ToString::to_string));
-                    // Until the process of the tests ends, which takes the server with it.
-                    std::future::pending::<()>().await;
-                });
-            });
-            Shared { endpoint: endpoint.await.unwrap().unwrap() }
-        })
-        .await
+/// Where the server is that the contract's tests share, each with a prefix of its own.
+async fn shared() -> String {
+    tokio::task::spawn_blocking(MilvusLite::shared).await.unwrap().unwrap().endpoint()
 }
 
 fn options(endpoint: &str, prefix: &str) -> MilvusOptions {
@@ -76,7 +52,7 @@ impl MilvusPlace {
 #[async_trait]
 impl Place for MilvusPlace {
     async fn index(&self) -> Arc<dyn SearchIndex> {
-        Arc::new(connect(options(&shared().await.endpoint, &self.prefix)))
+        Arc::new(connect(options(&shared().await, &self.prefix)))
     }
 
     fn not_offered(&self, case: &str) -> Option<&'static str> {

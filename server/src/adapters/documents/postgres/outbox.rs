@@ -327,6 +327,25 @@ pub async fn retry(pool: &PgPool, collection: i64) -> Result<u64, sqlx::Error> {
     Ok(retried.rows_affected())
 }
 
+pub async fn enqueue_all(pool: &PgPool, collection: i64) -> Result<u64, sqlx::Error> {
+    let mut transaction = pool.begin().await?;
+    // Many documents take longer than a statement may take otherwise.
+    sqlx::query("SET LOCAL statement_timeout = '55s'").execute(&mut *transaction).await?;
+    lock(&mut transaction, collection).await?;
+    let made = sqlx::query(
+        "INSERT INTO outbox (collection, key, id, version, first_generation, deleted, bulk)
+         SELECT collection, key, id, generation, generation, false, true
+         FROM documents WHERE collection = $1
+         ON CONFLICT (collection, key) DO NOTHING",
+    )
+    .bind(collection)
+    .execute(&mut *transaction)
+    .await?;
+    sqlx::query("SELECT pg_notify('sextant_outbox', '')").execute(&mut *transaction).await?;
+    transaction.commit().await?;
+    Ok(made.rows_affected())
+}
+
 pub async fn backlog(pool: &PgPool) -> Result<Backlog, sqlx::Error> {
     let row = sqlx::query(
         "SELECT count(*) FILTER (WHERE set_aside_at IS NULL) AS waiting,

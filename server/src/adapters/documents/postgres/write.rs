@@ -65,7 +65,10 @@ pub async fn update_schema(
             .try_get("schema")?;
     let stored: Schema = serde_json::from_str(&stored).map_err(damaged)?;
     let merged = match merged(&stored, schema) {
-        Ok(merged) => Schema { default_mode: schema.default_mode, ..merged },
+        // Not the text fields, which cannot change; every other field is as it is given.
+        Ok(Schema { text_fields, attributes, .. }) => {
+            Schema { text_fields, attributes, ..schema.clone() }
+        }
         Err(conflict) => return Ok(Some(conflict)),
     };
     sqlx::query("UPDATE collections SET schema = $2::json WHERE id = $1")

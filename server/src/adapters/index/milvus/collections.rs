@@ -36,13 +36,14 @@ fn generations(prefix: &str) -> String {
     format!("{prefix}_meta")
 }
 
-/// Makes an index when there is none, loads it and makes sure of its vectors' length. The first one
-/// of a collection gets its alias, too. Several servers may do so at the same time.
+/// Makes an index when there is none, loads it and makes sure of its vectors' length; true when it
+/// was made. The first one of a collection gets its alias, too. Several servers may do so at the same
+/// time.
 pub async fn open(
     servers: &Servers,
     prefix: &str,
     index: &IndexedCollection,
-) -> Result<(), IndexError> {
+) -> Result<bool, IndexError> {
     let meta = generations(prefix);
     // Loading is also what tells whether it was ever finished.
     if let Err(IndexError::Io { .. }) = servers.load(&meta).await {
@@ -50,14 +51,22 @@ pub async fn open(
         servers.load(&meta).await?;
     }
     let name = name(prefix, index);
-    if let Err(IndexError::Io { .. }) = servers.load(&name).await {
-        let length = u32::try_from(index.dimension).map_err(failed("create"))?;
-        create(servers, &name, &rows::schema(length), rows::indexes()).await?;
-        servers.load(&name).await?;
-    }
+    let made = match servers.load(&name).await {
+        Err(IndexError::Io { .. }) => {
+            let missing = !exists(servers, &name).await?;
+            let length = u32::try_from(index.dimension).map_err(failed("create"))?;
+            create(servers, &name, &rows::schema(length), rows::indexes()).await?;
+            servers.load(&name).await?;
+            missing
+        }
+        loaded => {
+            loaded?;
+            false
+        }
+    };
     let alias = alias(prefix, index.collection);
     if target(servers, &alias).await?.is_none() {
-        let made = servers
+        let aliased = servers
             .call("create", |client| {
                 let (name, alias) = (name.clone(), alias.clone());
                 async move {
@@ -68,7 +77,7 @@ pub async fn open(
             .await;
         // Another server may have made it meanwhile.
         if target(servers, &alias).await?.is_none() {
-            made?;
+            aliased?;
         }
     }
     let present = vector_length(servers, &name).await?;
@@ -77,7 +86,7 @@ pub async fn open(
         let reason = format!("its vectors have {present:?} numbers, those wanted {wanted}");
         return Err(failed("open")(std::io::Error::other(reason)));
     }
-    Ok(())
+    Ok(made)
 }
 
 /// Points the alias of the collection to an index that is open.

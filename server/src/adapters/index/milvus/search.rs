@@ -12,7 +12,7 @@ use crate::domain::Key;
 use crate::domain::fusion::{self, Scored};
 use crate::ports::IndexError;
 
-/// Hits that are asked for beyond the limit, so that equal scores can be ordered by key.
+/// Hits that are asked for beyond the limit at first, so that equal scores can be ordered by key.
 pub const TIES: usize = 32;
 /// Most hits of one search that a server allows.
 const MAX_HITS: usize = 16_384;
@@ -95,7 +95,8 @@ impl MilvusIndex {
         }
     }
 
-    /// Searches once; best first, equal scores by key.
+    /// Searches; best first, equal scores by key. Asks for more when the cut falls among equal
+    /// scores: those that are left out must be the last by key, or paging would lose them.
     async fn search(
         &self,
         collection: &OpenCollection,
@@ -103,7 +104,26 @@ impl MilvusIndex {
         expression: &str,
         limit: usize,
     ) -> Result<Vec<Scored>, IndexError> {
-        let fetched = (limit + TIES).min(MAX_HITS).max(limit);
+        let mut fetched = (limit + TIES).min(MAX_HITS).max(limit);
+        loop {
+            let mut hits = self.search_once(collection, wanted, expression, fetched).await?;
+            let last = hits.last().map(|hit| hit.score);
+            let decided = hits.get(limit - 1).map(|hit| hit.score) != last;
+            if decided || hits.len() < fetched || fetched >= MAX_HITS {
+                hits.truncate(limit);
+                return Ok(hits);
+            }
+            fetched = (fetched * 4).min(MAX_HITS);
+        }
+    }
+
+    async fn search_once(
+        &self,
+        collection: &OpenCollection,
+        wanted: &Wanted,
+        expression: &str,
+        fetched: usize,
+    ) -> Result<Vec<Scored>, IndexError> {
         let count = i64::try_from(fetched).map_err(failed("search"))?;
         let (field, parameters) = match wanted {
             Wanted::Near(_) => {
@@ -145,7 +165,6 @@ impl MilvusIndex {
                 .collect(),
         };
         fusion::sort(&mut hits);
-        hits.truncate(limit);
         Ok(hits)
     }
 
