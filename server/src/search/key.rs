@@ -229,34 +229,30 @@ mod tests {
             },
             Query { filter: Some(Arc::default()), ..base.clone() },
         ];
-        let model = EmbeddingVersion {
-            model: "test".into(),
-            date: "2026-11-23".into(),
-            hash: "00".into(),
-            dimension: 2,
-        };
-        let key = |query| result_key(1, 1, &model, query);
+        let one = index("00");
+        let key = |query| result_key(1, &one, 1, query);
         let mut keys: HashSet<_> = others.iter().chain([&base]).map(key).collect();
         assert_eq!(keys.len(), others.len() + 1);
-        keys.extend([result_key(2, 1, &model, &base), result_key(1, 2, &model, &base)]);
-        let other_model = EmbeddingVersion { hash: "01".into(), ..model.clone() };
-        keys.insert(result_key(1, 1, &other_model, &base));
-        keys.insert(stale_key(1, &model, &base));
-        assert_eq!(keys.len(), others.len() + 5);
+        keys.extend([result_key(2, &one, 1, &base), result_key(1, &one, 2, &base)]);
+        keys.insert(result_key(1, &index("01"), 1, &base));
+        keys.insert(result_key(1, &SearchedIndex { id: 2, ..one.clone() }, 1, &base));
+        keys.insert(stale_key(1, &one, &base));
+        assert_eq!(keys.len(), others.len() + 6);
+    }
+
+    fn index(hash: &str) -> SearchedIndex {
+        let (model, date) = ("test".to_owned(), "2026-11-23".to_owned());
+        let embedding = EmbeddingVersion { model, date, hash: hash.to_owned(), dimension: 2 };
+        SearchedIndex { id: 7, embedding }
     }
 
     #[test]
     fn keys_are_the_same_in_every_server() {
-        let model = EmbeddingVersion {
-            model: "test".into(),
-            date: "2026-11-23".into(),
-            hash: "00".into(),
-            dimension: 2,
-        };
+        let index = index("00");
         // Written down: a change here makes what other servers keep useless, and must be meant.
         let hex = |digest: Digest| format!("{:032x}", u128::from_be_bytes(digest));
-        let key = result_key(7, 9, &model, &query("squat"));
-        let keys = [hex(key.tag()), hex(EmbeddingKey::new(&model, "squat").0)];
+        let key = result_key(7, &index, 9, &query("squat"));
+        let keys = [hex(key.tag()), hex(EmbeddingKey::new(&index.embedding, "squat").0)];
         let expected = ["50e201625368a62658395421b2ad38b7", "9d9004958e56a0ae169007e3b77430b2"];
         assert_eq!(keys, expected);
     }
