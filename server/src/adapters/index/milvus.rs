@@ -12,6 +12,7 @@ mod client;
 mod collections;
 mod facets;
 mod filter;
+mod reads;
 mod rows;
 mod search;
 
@@ -26,7 +27,7 @@ use milvus::v2::prelude::{ConsistencyLevel, DeleteRequest, InsertRequest, Upsert
 
 use self::client::{Servers, failed, unavailable};
 use self::filter::Expression;
-use self::search::Wanted;
+use self::search::{Reads, Wanted};
 use super::words::QueryWords;
 use crate::domain::fusion::Scored;
 use crate::domain::{Filter, Key};
