@@ -1,6 +1,6 @@
 //! Postgres: a primary and streaming replicas, each a process of this one.
 
-mod shared;
+pub(crate) mod shared;
 
 use std::path::{Path, PathBuf};
 use std::process::Stdio;

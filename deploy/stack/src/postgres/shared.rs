@@ -28,7 +28,7 @@ fn dir(pid: u32) -> PathBuf {
 /// On a thread that lives as long as the process: a server dies with the thread that started it,
 /// and that of a test ends with the test.
 fn start() -> Result<Postgres, StackError> {
-    remove_left_behind()?;
+    remove_left_behind(PREFIX)?;
     // SAFETY: the function takes nothing and does not unwind.
     unsafe { libc::atexit(end) };
     let (send, receive) = std::sync::mpsc::channel();
@@ -47,11 +47,11 @@ fn start() -> Result<Postgres, StackError> {
     receive.recv().map_err(|_| StackError("the thread that starts Postgres ended".into()))?
 }
 
-/// Removes what processes left that were killed.
-fn remove_left_behind() -> Result<(), StackError> {
+/// Removes the folders of processes that were killed.
+pub(crate) fn remove_left_behind(prefix: &str) -> Result<(), StackError> {
     for entry in std::fs::read_dir(std::env::temp_dir())?.flatten() {
         let name = entry.file_name();
-        let pid = name.to_str().and_then(|name| name.strip_prefix(PREFIX)?.parse::<u32>().ok());
+        let pid = name.to_str().and_then(|name| name.strip_prefix(prefix)?.parse::<u32>().ok());
         if pid.is_some_and(|pid| !Path::new(&format!("/proc/{pid}")).exists()) {
             // Another process may be removing it too; what stays is tried again next time.
             let _ = std::fs::remove_dir_all(entry.path());
