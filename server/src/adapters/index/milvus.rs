@@ -15,6 +15,7 @@ mod filter;
 mod reads;
 mod rows;
 mod search;
+pub mod v1;
 
 use std::collections::{HashMap, HashSet};
 use std::fmt;
