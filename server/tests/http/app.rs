@@ -94,16 +94,16 @@ impl Embedder for GatedEmbedder {
 
 /// An index that can be out of reach.
 pub struct CutIndex {
-    inner: LocalIndex,
+    inner: Arc<dyn SearchIndex>,
     pub cut: AtomicBool,
 }
 
 impl CutIndex {
-    fn reach(&self) -> Result<&LocalIndex, IndexError> {
+    fn reach(&self) -> Result<&dyn SearchIndex, IndexError> {
         if self.cut.load(Ordering::SeqCst) {
             return Err(IndexError::Unavailable { action: "ask", source: "it is cut off".into() });
         }
-        Ok(&self.inner)
+        Ok(&*self.inner)
     }
 }
 
@@ -125,6 +125,10 @@ impl SearchIndex for CutIndex {
         limit: usize,
     ) -> Result<Vec<Scored>, IndexError> {
         self.reach()?.nearest(collection, vector, filter, limit).await
+    }
+
+    fn has_full_text(&self) -> bool {
+        self.inner.has_full_text()
     }
 
     async fn matching(
@@ -219,6 +223,8 @@ pub struct Setup {
     pub not_started: bool,
     /// A Redis to share answers over.
     pub redis: Option<String>,
+    /// In place of the embedded one.
+    pub index: Option<Arc<dyn SearchIndex>>,
 }
 
 impl TestApp {
@@ -231,8 +237,10 @@ impl TestApp {
         let embedder = Arc::new(GatedEmbedder::new(setup.dimension.unwrap_or(32)));
         let database = folder.path().join("documents.db");
         let store: Arc<dyn DocumentStore> = Arc::new(SqliteStore::open(&database).await.unwrap());
-        let index = LocalIndex::open(&folder.path().join("index"), Options::default()).unwrap();
-        let index = Arc::new(CutIndex { inner: index, cut: AtomicBool::new(false) });
+        let embedded =
+            || LocalIndex::open(&folder.path().join("index"), Options::default()).unwrap();
+        let inner = setup.index.clone().unwrap_or_else(|| Arc::new(embedded()));
+        let index = Arc::new(CutIndex { inner, cut: AtomicBool::new(false) });
         let model = embedder.model().version.clone();
         let metrics = Arc::new(Metrics::new());
         let port = Arc::clone(&index) as Arc<dyn SearchIndex>;
