@@ -15,17 +15,20 @@ use crate::adapters::index::milvus::client::{Client, is_too_large_status, is_una
 use crate::adapters::index::milvus::{Consistency, MilvusOptions};
 
 /// What a server says of a part of it that is away for the moment.
-const UNAVAILABLE: [&str; 9] = [
+const UNAVAILABLE: [&str; 10] = [
     "not ready",
     "unavailable",
     "not available",
-    "not fully loaded",
     "no available",
-    "offline",
-    "lack",
+    "not fully loaded",
+    "segment not loaded",
+    "node offline",
+    "node not found",
     "deadline exceeded",
     "too many",
 ];
+/// What it says of an expression, which it repeats, and with it words that a person typed.
+const REFUSED: &str = "cannot parse expression";
 /// The second is that of servers before 2.3.
 const NOT_LOADED: [&str; 2] = ["collection not loaded", "not loaded into memory"];
 
@@ -52,7 +55,7 @@ impl Client for ClientV1 {
             Error::Communication(_) | Error::Io(_) => true,
             Error::Grpc(status) => is_unavailable_status(status.code() as i32),
             Error::Server(ErrorCode::UnexpectedError, reason) => {
-                UNAVAILABLE.iter().any(|words| reason.contains(words))
+                !reason.contains(REFUSED) && UNAVAILABLE.iter().any(|words| reason.contains(words))
             }
             Error::Server(code, _) => matches!(
                 code,
@@ -116,7 +119,7 @@ mod tests {
             assert!(ClientV1::is_unavailable(&away) && !ClientV1::is_not_loaded(&away), "{away}");
         }
         for refused in [
-            error(ErrorCode::UnexpectedError, "cannot parse expression: key > , error: line 1:6"),
+            error(ErrorCode::UnexpectedError, "cannot parse expression: id == \"not ready"),
             error(ErrorCode::CollectionNotExists, "collection not found[collection=a]"),
             error(ErrorCode::IllegalArgument, "invalid"),
         ] {
