@@ -60,7 +60,7 @@ run-full: build ## The same with Redis, Postgres, Milvus, three servers and ngin
 	@exec "$$CARGO_TARGET_DIR/release/run-full" --seed exercises=deploy/samples/exercises.ndjson
 
 test: build ## All tests; they need chromium, Redis, Postgres, nginx, HAProxy
-	$(SETUP) browser services milvus
+	$(SETUP) browser services milvus milvus23
 	@cargo test $(CARGO_ARGS) --workspace
 
 fmt: ## Format the code

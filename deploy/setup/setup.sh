@@ -5,6 +5,7 @@
 #   packages     tools and browser, installed with apt-get where missing (needs root)
 #   libs         libtorch and the model, in the cache folder
 #   milvus       milvus-lite for the tests of the Milvus index, in the cache folder
+#   milvus23     Milvus 2.3.5 for the tests of servers without full text, in the cache folder
 #   browser      chromium and its driver, for the tests; installed where apt-get and root allow
 #   services     Redis, Postgres, nginx, HAProxy: installed where apt-get and root allow, not started
 #   cargo-deny   in the cache folder; only as the last word
@@ -83,9 +84,15 @@ urllib3==2.8.0
     --hash=sha256:0cf3cae568d36aa9576b28dfb35f11328f1cb974ca7647d9475ebb86c75ac6e3'
 MILVUS_NEEDED_MIB=1200
 
+# The last Milvus that is a wheel: a real server, its programs packed. There is none for aarch64.
+MILVUS23_WHEEL='milvus==2.3.5
+    --hash=sha256:69515a0630ce29fd10e101fa442afea8ca1387b93a456cd9bd41fdf3deb93d04'
+MILVUS23_NEEDED_MIB=700
+
 # The name stands for exactly these wheels, and the folder gets it only when it is whole.
 libs=libs-$(cksum <<<"$WHEELS" | cut -d' ' -f1)
 milvus=milvus-lite-$(cksum <<<"$MILVUS_WHEELS" | cut -d' ' -f1)
+milvus23=milvus23-$(cksum <<<"$MILVUS23_WHEEL" | cut -d' ' -f1)
 
 die() {
     printf '%s\n' "$@" >&2
@@ -133,6 +140,8 @@ libs_there() {
 }
 
 milvus_there() { [ "$(readlink "$CACHE/milvus-lite")" = "$milvus" ] && [ -d "$CACHE/milvus-lite" ]; }
+
+milvus23_there() { [ "$(readlink "$CACHE/milvus23")" = "$milvus23/programs" ] && [ -d "$CACHE/milvus23" ]; }
 
 browser_there() {
     local name
@@ -280,6 +289,38 @@ milvus() {
     unlock
 }
 
+milvus23() {
+    if milvus23_there; then return; fi
+    if [ "$(uname -m)" != x86_64 ]; then
+        echo "Milvus 2.3.5 is there for x86_64 only, not for $(uname -m): its tests will fail." >&2
+        return
+    fi
+    lock
+    if milvus23_there; then unlock && return; fi
+    if [ ! -d "$CACHE/$milvus23" ]; then
+        fetch "$milvus23" "$MILVUS23_WHEEL" "$MILVUS23_NEEDED_MIB" 'Milvus 2.3.5 (58 MB)'
+    fi
+    if [ ! -d "$CACHE/$milvus23/programs" ]; then
+        rm -rf "$CACHE/$milvus23/programs.part"
+        "${PYTHON:-python3}" - "$CACHE/$milvus23/milvus/data/bin" "$CACHE/$milvus23/programs.part" <<'EOF' ||
+import lzma, pathlib, shutil, sys
+packed, programs = map(pathlib.Path, sys.argv[1:])
+programs.mkdir()
+for file in packed.glob("*.lzma"):
+    program = programs / file.stem
+    with lzma.open(file) as source, open(program, "wb") as target:
+        shutil.copyfileobj(source, target)
+    program.chmod(0o755)
+EOF
+            die "Milvus 2.3.5 could not be unpacked: what python3 said is above."
+        sync -f "$CACHE/$milvus23/programs.part"
+        mv -T "$CACHE/$milvus23/programs.part" "$CACHE/$milvus23/programs"
+        rm -rf "$CACHE/$milvus23/milvus"
+    fi
+    link milvus23 "$milvus23/programs"
+    unlock
+}
+
 # fetch FOLDER WHEELS MIB WHAT: installs wheels into a folder of the cache, which is there when whole.
 fetch() {
     local part=$CACHE/libs.part free
@@ -315,7 +356,7 @@ cargo-deny() {
 
 for word; do
     case $word in
-    tools | packages | libs | milvus | browser | services | cargo-deny) "$word" ;;
-    *) die "usage: $0 tools|packages|libs|milvus|browser|services|cargo-deny ..." ;;
+    tools | packages | libs | milvus | milvus23 | browser | services | cargo-deny) "$word" ;;
+    *) die "usage: $0 tools|packages|libs|milvus|milvus23|browser|services|cargo-deny ..." ;;
     esac
 done

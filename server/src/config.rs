@@ -264,6 +264,7 @@ pub enum IndexKind {
 #[serde(deny_unknown_fields, default)]
 pub struct MilvusConfig {
     pub endpoints: Vec<String>,
+    pub client: MilvusClient,
     pub user: String,
     pub password_file: Option<PathBuf>,
     pub prefix: String,
@@ -271,10 +272,19 @@ pub struct MilvusConfig {
     pub connect_timeout_ms: u64,
 }
 
+/// Which of the library's clients understands the servers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum MilvusClient {
+    V1,
+    V2,
+}
+
 impl Default for MilvusConfig {
     fn default() -> Self {
         Self {
             endpoints: Vec::new(),
+            client: MilvusClient::V2,
             user: String::new(),
             password_file: None,
             prefix: "sextant".to_owned(),

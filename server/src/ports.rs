@@ -167,6 +167,12 @@ pub trait SearchIndex: Send + Sync + 'static {
         limit: usize,
     ) -> Result<Vec<Scored>, IndexError>;
 
+    /// Whether [`Self::matching`] can be asked; where it cannot, a search that names no mode is one
+    /// by vectors.
+    fn has_full_text(&self) -> bool {
+        true
+    }
+
     /// Counts the documents per value of each field (string, strings or bool), most frequent
     /// first, then by value, at most `values` a field. Counts are exact. With `text` only
     /// documents that hold a word of it are counted.

@@ -1,4 +1,6 @@
-//! milvus-lite: the protocol of Milvus 3 from one Python process.
+//! milvus-lite: the protocol of Milvus 3 from one Python process; and an older, real Milvus.
+
+mod standalone;
 
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
@@ -7,8 +9,9 @@ use std::time::Duration;
 use tokio::net::TcpStream;
 use tokio::process::Command;
 
+pub use self::standalone::MilvusStandalone;
 use crate::process::{Process, StackError, free_port};
-use crate::shared;
+use crate::shared::{self, Left};
 
 const DATA: &str = "data";
 
@@ -36,7 +39,12 @@ impl MilvusLite {
         static SHARED: OnceLock<Result<MilvusLite, StackError>> = OnceLock::new();
         let start = async |folder: PathBuf| Self::start(&folder).await;
         SHARED
-            .get_or_init(|| shared::start("milvus", start, |server: &Self| server.process.pid()))
+            .get_or_init(|| {
+                shared::start("milvus", start, |server: &Self| Left {
+                    pid: server.process.pid(),
+                    files: Vec::new(),
+                })
+            })
             .as_ref()
     }
 
@@ -84,14 +92,18 @@ async fn run(folder: &Path, port: u16) -> Result<Process, StackError> {
 
 /// The folder of the Python packages: `$MILVUS_LITE`, or where `deploy/setup/setup.sh` puts it.
 fn package() -> Result<PathBuf, StackError> {
-    let path = |name: &str| std::env::var_os(name).map(PathBuf::from);
-    let cache = || path("XDG_CACHE_HOME").or_else(|| Some(path("HOME")?.join(".cache")));
-    let cached = || cache().unwrap_or_default().join("sextant/milvus-lite");
-    let folder = path("MILVUS_LITE").unwrap_or_else(cached);
+    let folder = cached("MILVUS_LITE", "milvus-lite");
     if folder.join("milvus_lite").is_dir() {
         return Ok(folder);
     }
     let message =
         "milvus-lite is not there: run `deploy/setup/setup.sh milvus`, or set MILVUS_LITE";
     Err(StackError(message.to_owned()))
+}
+
+/// A folder that a variable names, or one of the cache.
+fn cached(variable: &str, name: &str) -> PathBuf {
+    let path = |name: &str| std::env::var_os(name).map(PathBuf::from);
+    let cache = || path("XDG_CACHE_HOME").or_else(|| Some(path("HOME")?.join(".cache")));
+    path(variable).unwrap_or_else(|| cache().unwrap_or_default().join("sextant").join(name))
 }

@@ -10,8 +10,14 @@ use crate::process::{StackError, children};
 const PREFIX: &str = "sextant-shared-";
 
 static AT_EXIT: Once = Once::new();
-/// Servers to kill at the end of the process.
-static PIDS: Mutex<Vec<u32>> = Mutex::new(Vec::new());
+static LEFT: Mutex<Vec<Left>> = Mutex::new(Vec::new());
+
+/// What is to be done away with at the end of the process.
+pub struct Left {
+    pub pid: Option<u32>,
+    /// Files that the server makes outside of its folder.
+    pub files: Vec<PathBuf>,
+}
 
 /// Starts a server in a folder of its own; blocks until `start` is done.
 ///
@@ -20,7 +26,7 @@ static PIDS: Mutex<Vec<u32>> = Mutex::new(Vec::new());
 pub fn start<T, F>(
     name: &'static str,
     start: impl FnOnce(PathBuf) -> F + Send + 'static,
-    pid: fn(&T) -> Option<u32>,
+    left: fn(&T) -> Left,
 ) -> Result<T, StackError>
 where
     T: Send + 'static,
@@ -40,7 +46,7 @@ where
         runtime.block_on(async {
             let started = start(dir(std::process::id()).join(name)).await;
             if let Ok(server) = &started {
-                pids().extend(pid(server));
+                all_left().push(left(server));
             }
             if send.send(started).is_ok() {
                 std::future::pending::<()>().await;
@@ -50,15 +56,15 @@ where
     receive.recv().map_err(|_| StackError(format!("the thread that starts {name} ended")))?
 }
 
-fn pids() -> std::sync::MutexGuard<'static, Vec<u32>> {
-    PIDS.lock().unwrap_or_else(PoisonError::into_inner)
+fn all_left() -> std::sync::MutexGuard<'static, Vec<Left>> {
+    LEFT.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn dir(pid: u32) -> PathBuf {
     std::env::temp_dir().join(format!("{PREFIX}{pid}"))
 }
 
-/// Removes what processes left that were killed.
+/// Removes the folders of processes that were killed.
 fn remove_left_behind() -> Result<(), StackError> {
     for entry in std::fs::read_dir(std::env::temp_dir())?.flatten() {
         let name = entry.file_name();
@@ -73,10 +79,15 @@ fn remove_left_behind() -> Result<(), StackError> {
 
 /// When the process ends.
 extern "C" fn end() {
-    for pid in pids().drain(..) {
-        for pid in i32::try_from(pid).into_iter().chain(children(pid)) {
+    for Left { pid, files } in all_left().drain(..) {
+        let pids =
+            pid.into_iter().flat_map(|pid| i32::try_from(pid).into_iter().chain(children(pid)));
+        for pid in pids {
             // SAFETY: a plain system call; it fails for one that has ended by itself.
             unsafe { libc::kill(pid, libc::SIGKILL) };
+        }
+        for file in files {
+            let _ = std::fs::remove_file(file); // it may not have come to making it
         }
     }
     // Sessions that are just ending may still write.

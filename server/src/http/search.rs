@@ -37,7 +37,7 @@ pub struct SearchRequest {
     /// Most hits to return, 1 to 100; 10 when not given.
     #[schema(minimum = 1, maximum = 100, default = 10)]
     pub limit: Option<u32>,
-    /// The collection's default mode when not given.
+    /// The collection's default mode when not given; `dense` where the index has no full text.
     pub mode: Option<Mode>,
     /// `{"must": […], "should": […], "must_not": […]}` of conditions
     /// `{"field": …, "eq" | "in" | "gt" | "gte" | "lt" | "lte" | "exists": …}` or further filters.
@@ -218,6 +218,12 @@ fn parse(
 ) -> Result<Query, Problem> {
     let schema = collection.schema();
     let mut faults = Vec::new();
+    let default_mode = match schema.default_mode {
+        mode if mode.uses_words() && !state.services()?.catalog.index.has_full_text() => {
+            Mode::Dense
+        }
+        mode => mode,
+    };
     let text = normalise(&request.query);
     let max_chars = state.config.max_query_chars;
     if text.is_empty() {
@@ -261,7 +267,7 @@ fn parse(
     };
     let mut query = Query {
         text,
-        mode: request.mode.unwrap_or(schema.default_mode),
+        mode: request.mode.unwrap_or(default_mode),
         limit: limit as usize,
         filter,
         min_score: request.min_score,

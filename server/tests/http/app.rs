@@ -129,6 +129,10 @@ impl SearchIndex for CutIndex {
         self.reach()?.nearest(collection, vector, filter, limit).await
     }
 
+    fn has_full_text(&self) -> bool {
+        self.inner.has_full_text()
+    }
+
     async fn matching(
         &self,
         collection: i64,
@@ -222,6 +226,8 @@ pub struct Setup {
     pub not_started: bool,
     /// A Redis to share answers over.
     pub redis: Option<String>,
+    /// In place of the embedded one.
+    pub index: Option<Arc<dyn SearchIndex>>,
 }
 
 impl TestApp {
@@ -236,7 +242,8 @@ impl TestApp {
         };
         let embedder = Arc::new(GatedEmbedder::new(setup.dimension.unwrap_or(32)));
         let Stores { documents: store, outbox, index } = place.open().await;
-        let index = Arc::new(CutIndex { inner: index, cut: AtomicBool::new(false) });
+        let inner = setup.index.clone().unwrap_or(index);
+        let index = Arc::new(CutIndex { inner, cut: AtomicBool::new(false) });
         let model = embedder.model().version.clone();
         let metrics = Arc::new(Metrics::new());
         let port = Arc::clone(&index) as Arc<dyn SearchIndex>;

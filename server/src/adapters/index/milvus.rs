@@ -12,8 +12,11 @@ mod client;
 mod collections;
 mod facets;
 mod filter;
+mod names;
+mod reads;
 mod rows;
 mod search;
+pub mod v1;
 
 use std::collections::{HashMap, HashSet};
 use std::fmt;
@@ -26,7 +29,7 @@ use milvus::v2::prelude::{ConsistencyLevel, DeleteRequest, InsertRequest, Upsert
 
 use self::client::{Servers, failed, unavailable};
 use self::filter::Expression;
-use self::search::Wanted;
+use self::search::{Reads, Wanted};
 use super::words::QueryWords;
 use crate::domain::fusion::Scored;
 use crate::domain::{Filter, Key};
@@ -212,7 +215,7 @@ impl SearchIndex for MilvusIndex {
         let made = collections::open(&self.servers, prefix, collection).await?;
         let opened = {
             let mut open = self.open.write().unwrap_or_else(PoisonError::into_inner);
-            let name = collections::name(prefix, collection);
+            let name = names::name(prefix, collection);
             let dimension = collection.dimension;
             let new = || Arc::new(OpenCollection { id, name, dimension, seen: Mutex::new(None) });
             Arc::clone(open.entry(id).or_insert_with(new))

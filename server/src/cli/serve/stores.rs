@@ -10,9 +10,10 @@ use crate::adapters::cache::redis::{RedisCache, RedisOptions};
 use crate::adapters::documents::postgres::{PostgresOptions, PostgresStore};
 use crate::adapters::documents::sqlite::SqliteStore;
 use crate::adapters::index::local::{LocalIndex, Options};
+use crate::adapters::index::milvus::v1::MilvusV1Index;
 use crate::adapters::index::milvus::{Consistency, MilvusIndex, MilvusOptions};
 use crate::cli::Failure;
-use crate::config::{Config, DocumentsKind, IndexKind};
+use crate::config::{Config, DocumentsKind, IndexKind, MilvusClient};
 use crate::metrics::Metrics;
 use crate::ports::{DocumentStore, Outbox, SearchIndex, StoreError};
 
@@ -39,7 +40,7 @@ pub async fn open(config: &Config, metrics: &Arc<Metrics>) -> Result<Stores, Fai
     };
     let index: Arc<dyn SearchIndex> = match config.index.kind {
         IndexKind::Local => Arc::new(open_local(config).await?),
-        IndexKind::Milvus => Arc::new(connect_milvus(config, metrics)?),
+        IndexKind::Milvus => connect_milvus(config, metrics)?,
     };
     Ok(Stores { documents, outbox, index })
 }
@@ -76,7 +77,10 @@ async fn connect_postgres(
     }
 }
 
-fn connect_milvus(config: &Config, metrics: &Arc<Metrics>) -> Result<MilvusIndex, Failure> {
+fn connect_milvus(
+    config: &Config,
+    metrics: &Arc<Metrics>,
+) -> Result<Arc<dyn SearchIndex>, Failure> {
     let milvus = &config.milvus;
     let password = milvus.password_file.as_deref().map(read_secret).transpose()?;
     let options = MilvusOptions {
@@ -89,7 +93,11 @@ fn connect_milvus(config: &Config, metrics: &Arc<Metrics>) -> Result<MilvusIndex
         // An answer that lacks the last write must not be kept as that of the new generation.
         consistency: Consistency::Strong,
     };
-    Ok(MilvusIndex::connect(options, Arc::clone(metrics))?)
+    let metrics = Arc::clone(metrics);
+    Ok(match milvus.client {
+        MilvusClient::V1 => Arc::new(MilvusV1Index::connect(options, metrics)?),
+        MilvusClient::V2 => Arc::new(MilvusIndex::connect(options, metrics)?),
+    })
 }
 
 async fn open_local(config: &Config) -> Result<LocalIndex, Failure> {

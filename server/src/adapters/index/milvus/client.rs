@@ -11,6 +11,7 @@ use milvus::v2::error::Error;
 use milvus::v2::prelude::{
     ClientV2, ConnectConfig, LoadCollectionRequest, RetryConfig, TelemetryConfig,
 };
+use milvus::v2::request::utility::GetServerVersionRequest;
 use rand::Rng;
 use tokio::sync::OnceCell;
 use tokio::time::timeout;
@@ -35,34 +36,62 @@ const UNIMPLEMENTED: i32 = 12;
 const UNAUTHENTICATED: i32 = 16;
 /// Milvus's own code.
 const NOT_LOADED: i32 = 101;
+/// The oldest servers with full text, by which [`ClientV2`] is used.
+const OLDEST: (u32, u32) = (2, 5);
+
+/// A client of one server, in one of the two forms that the library has.
+pub trait Client: Clone + Send + Sync + 'static {
+    type Error: std::error::Error + Send + Sync + 'static;
+
+    fn connect(
+        endpoint: &str,
+        options: &MilvusOptions,
+    ) -> impl Future<Output = Result<Self, Self::Error>> + Send;
+
+    /// Loads a collection and waits until it can be searched.
+    fn load(
+        self,
+        collection: String,
+        patience: Duration,
+    ) -> impl Future<Output = Result<(), Self::Error>> + Send;
+
+    /// Whether the same call may succeed in a moment.
+    fn is_unavailable(error: &Self::Error) -> bool;
+
+    /// Whether a server that is there has not loaded the collection.
+    fn is_not_loaded(error: &Self::Error) -> bool;
+
+    /// Whether an answer was too large for the client: fewer rows would do.
+    fn is_too_large(error: &Self::Error) -> bool;
+}
 
 /// One cluster, behind one address or several.
-pub struct Servers {
-    all: Vec<Server>,
+pub struct Servers<C = ClientV2> {
+    all: Vec<Server<C>>,
     /// The server that answered last.
     preferred: AtomicUsize,
-    timeout: Duration,
+    options: MilvusOptions,
     metrics: Arc<Metrics>,
 }
 
-struct Server {
-    config: ConnectConfig,
-    client: OnceCell<ClientV2>,
+struct Server<C> {
+    endpoint: String,
+    client: OnceCell<C>,
     breaker: Breaker,
 }
 
-impl Servers {
+impl<C: Client> Servers<C> {
     pub fn new(options: &MilvusOptions, metrics: Arc<Metrics>) -> Self {
         let breaker = BreakerOptions { failures: FAILURES, pause: PAUSE, trial: options.timeout };
         let servers = options.endpoints.iter().map(|endpoint| Server {
-            config: config(endpoint, options),
+            endpoint: endpoint.clone(),
             client: OnceCell::new(),
             breaker: Breaker::new(breaker),
         });
         Self {
             all: servers.collect(),
             preferred: AtomicUsize::new(0),
-            timeout: options.timeout,
+            options: options.clone(),
             metrics,
         }
     }
@@ -75,12 +104,12 @@ impl Servers {
     pub async fn call<T, F>(
         &self,
         action: &'static str,
-        mut work: impl FnMut(ClientV2) -> F,
+        mut work: impl FnMut(C) -> F,
     ) -> Result<T, IndexError>
     where
-        F: Future<Output = Result<T, Error>>,
+        F: Future<Output = Result<T, C::Error>>,
     {
-        let deadline = Instant::now() + self.timeout;
+        let deadline = Instant::now() + self.options.timeout;
         let mut outcome = None;
         for attempt in 0..ATTEMPTS {
             let Some((place, server)) = self.admitted() else { break };
@@ -88,7 +117,7 @@ impl Servers {
             let share = if attempt == 0 && self.all.len() > 1 { 2 } else { 1 };
             let limit = deadline.saturating_duration_since(Instant::now()) / share;
             // The library's futures are large: in a box they need no more than a pointer here.
-            let answer = Box::pin(async { work(server.client().await?).await });
+            let answer = Box::pin(async { work(server.client(&self.options).await?).await });
             let answer = timeout(limit, answer).await;
             let error = match answer {
                 Ok(Ok(answer)) => {
@@ -96,7 +125,7 @@ impl Servers {
                     self.count("ok");
                     return Ok(answer);
                 }
-                Ok(Err(error)) if !is_unavailable(&error) => {
+                Ok(Err(error)) if !C::is_unavailable(&error) => {
                     server.breaker.succeeded();
                     self.count("failed");
                     return Err(failed(action)(error));
@@ -121,13 +150,13 @@ impl Servers {
         &self,
         action: &'static str,
         collection: &str,
-        mut work: impl FnMut(ClientV2) -> F,
+        mut work: impl FnMut(C) -> F,
     ) -> Result<T, IndexError>
     where
-        F: Future<Output = Result<T, Error>>,
+        F: Future<Output = Result<T, C::Error>>,
     {
         match self.call(action, &mut work).await {
-            Err(error) if is_not_loaded(&error) => {
+            Err(error) if client_error(&error).is_some_and(C::is_not_loaded) => {
                 self.load(collection).await?;
                 self.call(action, work).await
             }
@@ -137,19 +166,16 @@ impl Servers {
 
     /// Loads a collection and waits until it can be searched.
     pub async fn load(&self, collection: &str) -> Result<(), IndexError> {
-        let patience = i64::try_from(self.timeout.as_millis()).unwrap_or(i64::MAX);
-        self.call("load", |client| {
-            let request = LoadCollectionRequest::builder()
-                .collection_name(collection)
-                .sync(true)
-                .timeout_ms(patience)
-                .build();
-            async move { client.load_collection(request?).await }
-        })
-        .await
+        let patience = self.options.timeout;
+        self.call("load", |client| client.load(collection.to_owned(), patience)).await
     }
 
-    fn admitted(&self) -> Option<(usize, &Server)> {
+    /// Whether an answer was too large for the client: fewer rows would do.
+    pub fn is_too_large(error: &IndexError) -> bool {
+        client_error(error).is_some_and(C::is_too_large)
+    }
+
+    fn admitted(&self) -> Option<(usize, &Server<C>)> {
         let (first, now) = (self.preferred.load(Ordering::Relaxed), Instant::now());
         (0..self.all.len())
             .map(|i| (first + i) % self.all.len())
@@ -162,10 +188,81 @@ impl Servers {
     }
 }
 
-impl Server {
-    async fn client(&self) -> Result<ClientV2, Error> {
-        self.client.get_or_try_init(|| ClientV2::new(&self.config)).await.cloned()
+impl<C: Client> Server<C> {
+    async fn client(&self, options: &MilvusOptions) -> Result<C, C::Error> {
+        self.client.get_or_try_init(|| C::connect(&self.endpoint, options)).await.cloned()
     }
+}
+
+/// What the client library said.
+fn client_error<E: std::error::Error + 'static>(error: &IndexError) -> Option<&E> {
+    match error {
+        IndexError::Io { source, .. } | IndexError::Unavailable { source, .. } => {
+            source.downcast_ref()
+        }
+        _ => None,
+    }
+}
+
+impl Client for ClientV2 {
+    type Error = Error;
+
+    async fn connect(endpoint: &str, options: &MilvusOptions) -> Result<Self, Error> {
+        let client = Self::new(&config(endpoint, options)).await?;
+        let version = client.server_version(GetServerVersionRequest::builder().build()?).await?;
+        match too_old(version.version()) {
+            Some(reason) => Err(Error::Unexpected(reason)),
+            None => Ok(client),
+        }
+    }
+
+    async fn load(self, collection: String, patience: Duration) -> Result<(), Error> {
+        let request = LoadCollectionRequest::builder()
+            .collection_name(collection)
+            .sync(true)
+            .timeout_ms(i64::try_from(patience.as_millis()).unwrap_or(i64::MAX))
+            .build();
+        self.load_collection(request?).await
+    }
+
+    fn is_unavailable(error: &Error) -> bool {
+        match innermost(error) {
+            Error::Grpc(status) => is_unavailable_status(status.code() as i32),
+            Error::Timeout(_) | Error::Cancelled(_) => true,
+            Error::Server(error) => match error.code() {
+                // 1: not ready, and what older error codes call anything unexpected.
+                1 => error.legacy_code() != 1,
+                // Not available, out of memory or disk, too many requests; partitions, replicas,
+                // channels, segments and nodes that are away, or not all loaded.
+                2..=4 | 8 | 9 | 103 | 201 | 202 | 400..=403 | 500..=503 | 600..=604 | 901..=907 => {
+                    true
+                }
+                _ => false,
+            },
+            _ => false,
+        }
+    }
+
+    fn is_not_loaded(error: &Error) -> bool {
+        matches!(innermost(error), Error::Server(error) if error.code() == NOT_LOADED)
+    }
+
+    fn is_too_large(error: &Error) -> bool {
+        matches!(innermost(error), Error::Grpc(status) if is_too_large_status(status.code() as i32))
+    }
+}
+
+/// Why a server cannot be used by this client; `None` when it can or tells no version.
+fn too_old(version: &str) -> Option<String> {
+    let mut parts = version.trim_start_matches('v').split(['.', '-']).map(str::parse);
+    let (Some(Ok(major)), Some(Ok(minor))) = (parts.next(), parts.next()) else { return None };
+    ((major, minor) < OLDEST).then(|| {
+        format!(
+            "this is Milvus {version}, which has no full text: set `milvus.client` to v1, or use \
+             Milvus {}.{} or newer",
+            OLDEST.0, OLDEST.1
+        )
+    })
 }
 
 /// The client library retries for minutes and reports usage unless told otherwise.
@@ -198,22 +295,6 @@ pub fn unavailable(action: &'static str, reason: String) -> IndexError {
     IndexError::Unavailable { action, source: io::Error::other(reason).into() }
 }
 
-/// Whether an answer was too large for the client: fewer rows would do.
-pub fn is_too_large(error: &IndexError) -> bool {
-    let IndexError::Io { source, .. } = error else { return false };
-    let error = source.downcast_ref::<Error>();
-    matches!(error.map(innermost), Some(Error::Grpc(status)) if status.code() as i32 == OUT_OF_RANGE)
-}
-
-/// Whether a server that is there has not loaded the collection.
-fn is_not_loaded(error: &IndexError) -> bool {
-    let (IndexError::Io { source, .. } | IndexError::Unavailable { source, .. }) = error else {
-        return false;
-    };
-    let error = source.downcast_ref::<Error>();
-    matches!(error.map(innermost), Some(Error::Server(error)) if error.code() == NOT_LOADED)
-}
-
 fn innermost(error: &Error) -> &Error {
     match error {
         Error::RetryExhausted { source, .. } => innermost(source),
@@ -221,28 +302,35 @@ fn innermost(error: &Error) -> &Error {
     }
 }
 
-/// Whether the same call may succeed in a moment.
-fn is_unavailable(error: &Error) -> bool {
-    match innermost(error) {
-        Error::Grpc(status) => !matches!(
-            status.code() as i32,
-            INVALID_ARGUMENT
-                | NOT_FOUND
-                | ALREADY_EXISTS
-                | PERMISSION_DENIED
-                | OUT_OF_RANGE
-                | UNIMPLEMENTED
-                | UNAUTHENTICATED
-        ),
-        Error::Timeout(_) | Error::Cancelled(_) => true,
-        Error::Server(error) => match error.code() {
-            // 1: not ready, and what older error codes call anything unexpected.
-            1 => error.legacy_code() != 1,
-            // Not available, out of memory or disk, too many requests; partitions, replicas,
-            // channels, segments and nodes that are away, or not all loaded.
-            2..=4 | 8 | 9 | 103 | 201 | 202 | 400..=403 | 500..=503 | 600..=604 | 901..=907 => true,
-            _ => false,
-        },
-        _ => false,
+/// Whether a call that ended with this code may succeed in a moment.
+pub fn is_unavailable_status(code: i32) -> bool {
+    !matches!(
+        code,
+        INVALID_ARGUMENT
+            | NOT_FOUND
+            | ALREADY_EXISTS
+            | PERMISSION_DENIED
+            | OUT_OF_RANGE
+            | UNIMPLEMENTED
+            | UNAUTHENTICATED
+    )
+}
+
+pub fn is_too_large_status(code: i32) -> bool {
+    code == OUT_OF_RANGE
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_server_without_full_text_is_told_by_its_version() {
+        for version in ["v2.3.5-lite", "2.4.15", "v2.2.0-rc.1", "1.0"] {
+            assert!(too_old(version).is_some_and(|reason| reason.contains("`milvus.client`")));
+        }
+        for version in ["v2.5.0-beta", "2.6.1", "3.2.2", "v3.0.2-lite", "", "unknown", "v2"] {
+            assert_eq!(too_old(version), None, "{version}");
+        }
     }
 }

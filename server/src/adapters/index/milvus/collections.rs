@@ -16,25 +16,13 @@ use milvus::v2::prelude::{
 };
 
 use super::client::{Servers, failed, jittered};
+use super::names::{alias, generations, name};
 use super::rows;
 use crate::ports::{IndexError, IndexedCollection};
 
 /// How often, and after which pause, it is looked whether another server has made a collection.
 const CHECKS: u32 = 10;
 const CHECK_PAUSE: Duration = Duration::from_millis(100);
-
-/// Of the index, as searches and changes use it.
-pub fn name(prefix: &str, index: &IndexedCollection) -> String {
-    format!("{prefix}_{}_v{}", index.collection, index.id)
-}
-
-fn alias(prefix: &str, collection: i64) -> String {
-    format!("{prefix}_{collection}")
-}
-
-fn generations(prefix: &str) -> String {
-    format!("{prefix}_meta")
-}
 
 /// Makes an index when there is none, loads it and makes sure of its vectors' length; true when it
 /// was made. The first one of a collection gets its alias, too. Several servers may do so at the same

@@ -28,10 +28,12 @@ pub const BOOLS: &str = "bools";
 pub const COLLECTION: &str = "collection";
 pub const GENERATION: &str = "generation";
 /// Older servers refuse a collection without a vector.
-const UNUSED: &str = "unused";
+pub const UNUSED: &str = "unused";
 
 /// Longest string of the server, in bytes. What comes after it is not found by its words.
 const MAX_WORDS_BYTES: usize = 65_535;
+/// Longest identifier, in bytes.
+pub const MAX_ID_BYTES: u16 = 1_024;
 /// A longer string, in bytes, is known by its hash: the attributes of a document may not be more
 /// than 65,536 bytes together.
 const MAX_STRING_BYTES: usize = 4_096;
@@ -40,8 +42,8 @@ const BATCH_ROWS: usize = 512;
 const BATCH_BYTES: usize = 4_000_000;
 
 /// HNSW: links per vector and candidates per insertion.
-const CONNECTIVITY: &str = "16";
-const EXPANSION_ADD: &str = "200";
+pub const CONNECTIVITY: &str = "16";
+pub const EXPANSION_ADD: &str = "200";
 
 pub fn schema(dimension: u32) -> CollectionSchema {
     let field = |name: &str, kind| FieldSchema::new().name(name).data_type(kind);
@@ -49,7 +51,7 @@ pub fn schema(dimension: u32) -> CollectionSchema {
         .add_field(field(KEY, DataType::Int64).primary_key(true))
         .add_field(field(VECTOR, DataType::FloatVector).dimension(dimension))
         .add_field(field(VERSION, DataType::Int64))
-        .add_field(field(ID, DataType::VarChar).max_length(1024))
+        .add_field(field(ID, DataType::VarChar).max_length(MAX_ID_BYTES.into()))
         .add_field(
             // The words are analysed before they come here; the server only takes them apart.
             field(WORDS, DataType::VarChar)
@@ -113,6 +115,13 @@ pub fn generation_row(collection: i64, generation: i64) -> Vec<FieldData> {
 /// Documents in batches that a server takes, each a list of columns.
 pub fn batches(documents: &[&IndexedDocument]) -> impl Iterator<Item = Vec<FieldData>> {
     let analyzer = words::analyzer();
+    split(documents).map(move |batch| columns(batch, &analyzer))
+}
+
+/// Documents in batches that a server takes.
+pub fn split<'a, 'b>(
+    documents: &'a [&'b IndexedDocument],
+) -> impl Iterator<Item = &'a [&'b IndexedDocument]> {
     let mut rest = documents;
     std::iter::from_fn(move || {
         if rest.is_empty() {
@@ -126,7 +135,7 @@ pub fn batches(documents: &[&IndexedDocument]) -> impl Iterator<Item = Vec<Field
         let count = rest.iter().take(BATCH_ROWS).copied().take_while(fits).count().max(1);
         let (batch, after) = rest.split_at(count);
         rest = after;
-        Some(columns(batch, &analyzer))
+        Some(batch)
     })
 }
 
@@ -166,7 +175,7 @@ fn words_of(analyzer: &TextAnalyzer, text: &str) -> String {
     joined
 }
 
-fn attributes(document: &Document) -> Json {
+pub fn attributes(document: &Document) -> Json {
     let (mut strings, mut numbers, mut bools) = (Map::new(), Map::new(), Map::new());
     for (name, value) in &document.fields {
         match value {

@@ -1,30 +1,35 @@
-//! Searches, and what is done when an answer is short of documents.
+//! What is done with the answers to searches, and when they are short of documents.
+//!
+//! The same for every client of the library: the calls themselves are in [`super::reads`] and
+//! [`super::v1::reads`].
 
-use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
-use milvus::v2::prelude::{Ids, QueryRequest, QueryResults, SearchRequest, SearchVectors};
+use serde_json::Value as Json;
 
-use super::client::{failed, is_too_large, jittered, unavailable};
+use super::client::{Client, Servers, jittered, unavailable};
 use super::facets::Counts;
-use super::{MilvusIndex, OpenCollection, rows};
+use super::{MilvusOptions, OpenCollection, rows};
 use crate::domain::Key;
 use crate::domain::fusion::{self, Scored};
+use crate::metrics::Metrics;
 use crate::ports::IndexError;
 
 /// Hits that are asked for beyond the limit at first, so that equal scores can be ordered by key.
-pub const TIES: usize = 32;
+const TIES: usize = 32;
 /// Most hits of one search that a server allows.
-const MAX_HITS: usize = 16_384;
+pub const MAX_HITS: usize = 16_384;
 /// Candidates per search of vectors: time to search and recall.
-const EXPANSION_SEARCH: usize = 128;
+pub const EXPANSION_SEARCH: usize = 128;
+/// The field of a query that is the number of rows.
+pub const COUNT: &str = "count(*)";
 /// Rows of one page; fewer when their bytes are too many.
 const PAGE: usize = 1_000;
 /// Before an answer that cannot be is asked for again.
 const RETRY_PAUSE: Duration = Duration::from_millis(100);
 
 /// What an answer with fewer hits than asked for means.
-enum Shortage {
+pub enum Shortage {
     /// There are no more.
     None,
     /// The graph of vectors did not lead to all of them.
@@ -39,18 +44,71 @@ pub enum Wanted {
     Words(String),
 }
 
-impl MilvusIndex {
+/// What is read of every row of a page.
+pub enum Each<'a> {
+    Vector(&'a mut (dyn FnMut(Key, &[f32]) + Send)),
+    Attributes(&'a mut (dyn FnMut(&Json) + Send)),
+}
+
+impl Each<'_> {
+    /// The field of the rows that is needed beside their keys.
+    pub fn field(&self) -> &'static str {
+        match self {
+            Self::Vector(_) => rows::VECTOR,
+            Self::Attributes(_) => rows::ATTRIBUTES,
+        }
+    }
+}
+
+/// How many rows a page had, and the last of their keys.
+pub struct Page {
+    pub rows: usize,
+    pub last: Option<Key>,
+}
+
+/// The calls that read, each made once, and what is made of their answers.
+pub trait Reads: Sync {
+    type Client: Client;
+
+    fn options(&self) -> &MilvusOptions;
+
+    fn metrics(&self) -> &Metrics;
+
+    /// The best `limit` hits, at most [`MAX_HITS`], best first, equal scores by key.
+    async fn search_once(
+        &self,
+        collection: &OpenCollection,
+        wanted: &Wanted,
+        expression: &str,
+        limit: usize,
+    ) -> Result<Vec<Scored>, IndexError>;
+
+    async fn count_rows(
+        &self,
+        collection: &OpenCollection,
+        expression: &str,
+    ) -> Result<u64, IndexError>;
+
+    /// Rows that match, those with the lowest keys.
+    async fn page(
+        &self,
+        collection: &OpenCollection,
+        expression: &str,
+        limit: usize,
+        each: &mut Each<'_>,
+    ) -> Result<Page, IndexError>;
+
     /// The best hits among the documents of an expression. Asks until there is an answer that can
     /// be. The caller bounds the time; the last fifth of it is not begun, so that the reason
     /// reaches the caller.
-    pub(super) async fn find(
+    async fn find(
         &self,
         collection: &OpenCollection,
         wanted: &Wanted,
         expression: &str,
         limit: usize,
     ) -> Result<Vec<Scored>, IndexError> {
-        let until = Instant::now() + self.options.timeout.mul_f64(0.8);
+        let until = Instant::now() + self.options().timeout.mul_f64(0.8);
         loop {
             if let Some(hits) = self.ask(collection, wanted, expression, limit).await? {
                 if !hits.is_empty() {
@@ -58,7 +116,7 @@ impl MilvusIndex {
                 }
                 return Ok(hits);
             }
-            self.metrics.milvus_short_answers.inc();
+            self.metrics().milvus_short_answers.inc();
             let pause = jittered(RETRY_PAUSE);
             if Instant::now() + pause > until {
                 let reason = "it answers without the documents that it has".to_owned();
@@ -117,57 +175,6 @@ impl MilvusIndex {
         }
     }
 
-    async fn search_once(
-        &self,
-        collection: &OpenCollection,
-        wanted: &Wanted,
-        expression: &str,
-        fetched: usize,
-    ) -> Result<Vec<Scored>, IndexError> {
-        let count = i64::try_from(fetched).map_err(failed("search"))?;
-        let (field, parameters) = match wanted {
-            Wanted::Near(_) => {
-                let expansion = fetched.max(EXPANSION_SEARCH).to_string();
-                (rows::VECTOR, HashMap::from([("ef".to_owned(), expansion)]))
-            }
-            Wanted::Words(_) => (rows::WEIGHTS, HashMap::new()),
-        };
-        let vectors = || match wanted {
-            Wanted::Near(vector) => SearchVectors::Float(vec![vector.clone()]),
-            Wanted::Words(words) => SearchVectors::EmbeddedText(vec![words.clone()]),
-        };
-        let answer = self
-            .servers
-            .read("search", &collection.name, |client| {
-                let request = SearchRequest::builder()
-                    .collection_name(collection.name.as_str())
-                    .vector_field(field)
-                    .vectors(vectors())
-                    .filter(expression)
-                    .limit(count)
-                    .extra_params(parameters.clone())
-                    .consistency_level(self.options.consistency.into())
-                    .build();
-                async move { client.search(request?).await }
-            })
-            .await?;
-        let Some(result) = answer.results().iter().next() else { return Ok(Vec::new()) };
-        let Ids::Int64(keys) = result.get_ids() else { return Ok(Vec::new()) };
-        let hits = keys.iter().zip(result.get_scores()).map(|(&key, &score)| Scored { key, score });
-        let mut hits: Vec<Scored> = match wanted {
-            Wanted::Near(_) => {
-                hits.map(|hit| Scored { score: hit.score.clamp(-1.0, 1.0), ..hit }).collect()
-            }
-            // BM25 is never below 0; milvus-lite writes it with the sign changed.
-            Wanted::Words(_) => hits
-                .map(|hit| Scored { score: hit.score.abs(), ..hit })
-                .filter(|hit| hit.score > 0.0)
-                .collect(),
-        };
-        fusion::sort(&mut hits);
-        Ok(hits)
-    }
-
     async fn shortage(
         &self,
         collection: &OpenCollection,
@@ -193,40 +200,16 @@ impl MilvusIndex {
     }
 
     /// The documents in a collection.
-    pub(super) async fn count_all(&self, collection: &OpenCollection) -> Result<u64, IndexError> {
+    async fn count_all(&self, collection: &OpenCollection) -> Result<u64, IndexError> {
         let count = self.count_rows(collection, "").await?;
         if count > 0 {
             collection.set_seen(Some(Instant::now()));
         } else if collection.had_documents_lately() {
-            self.metrics.milvus_short_answers.inc();
+            self.metrics().milvus_short_answers.inc();
             let reason = "it does not see the documents that it has".to_owned();
             return Err(unavailable("count the documents of", reason));
         }
         Ok(count)
-    }
-
-    async fn count_rows(
-        &self,
-        collection: &OpenCollection,
-        expression: &str,
-    ) -> Result<u64, IndexError> {
-        const COUNT: &str = "count(*)";
-        let answer = self
-            .servers
-            .read("search", &collection.name, |client| {
-                let request = QueryRequest::builder()
-                    .collection_name(collection.name.as_str())
-                    .filter(expression)
-                    .output_fields([COUNT])
-                    .consistency_level(self.options.consistency.into())
-                    .build();
-                async move { client.query(request?).await }
-            })
-            .await?;
-        let mut rows = answer.results().rows().map_err(failed("search"))?;
-        let count =
-            rows.next().map_or(Ok(0), |row| row.get_i64(COUNT)).map_err(failed("search"))?;
-        u64::try_from(count).map_err(failed("search"))
     }
 
     /// Compares the vector with that of every row that matches: exact, and slow.
@@ -238,40 +221,33 @@ impl MilvusIndex {
         limit: usize,
     ) -> Result<Vec<Scored>, IndexError> {
         let mut hits: Vec<Scored> = Vec::new();
-        self.pages(collection, expression, rows::VECTOR, |page| {
-            for row in page.rows()? {
-                let score = cosine(vector, row.get_float_vector(rows::VECTOR)?);
-                hits.push(Scored { key: row.get_i64(rows::KEY)?, score });
-            }
+        let mut each = |key, row: &[f32]| {
+            hits.push(Scored { key, score: cosine(vector, row) });
             if hits.len() > 2 * limit.max(PAGE) {
                 fusion::sort(&mut hits);
                 hits.truncate(limit);
             }
-            Ok(())
-        })
-        .await?;
+        };
+        self.pages(collection, expression, Each::Vector(&mut each)).await?;
         fusion::sort(&mut hits);
         hits.truncate(limit);
         Ok(hits)
     }
 
-    pub(super) async fn count_values(
+    async fn count_values(
         &self,
         collection: &OpenCollection,
         expression: &str,
         counts: &mut Counts<'_>,
     ) -> Result<(), IndexError> {
         let mut any = false;
-        self.pages(collection, expression, rows::ATTRIBUTES, |page| {
-            for row in page.rows()? {
-                any = true;
-                counts.add(row.get_json(rows::ATTRIBUTES)?);
-            }
-            Ok(())
-        })
-        .await?;
+        let mut each = |attributes: &Json| {
+            any = true;
+            counts.add(attributes);
+        };
+        self.pages(collection, expression, Each::Attributes(&mut each)).await?;
         if !any && self.is_lost(collection).await? {
-            self.metrics.milvus_short_answers.inc();
+            self.metrics().milvus_short_answers.inc();
             let reason = "it does not see the documents that it has".to_owned();
             return Err(unavailable("search", reason));
         }
@@ -283,13 +259,8 @@ impl MilvusIndex {
         &self,
         collection: &OpenCollection,
         expression: &str,
-        field: &str,
-        mut each: impl FnMut(&QueryResults) -> milvus::v2::error::Result<()>,
+        mut each: Each<'_>,
     ) -> Result<(), IndexError> {
-        // Servers sort by key only for these.
-        let parameters = [("iterator", "False"), ("reduce_stop_for_best", "True")];
-        let parameters: HashMap<String, String> =
-            parameters.map(|(name, value)| (name.to_owned(), value.to_owned())).into();
         let (mut after, mut size): (Option<Key>, usize) = (None, PAGE);
         loop {
             let here = match (after, expression) {
@@ -297,40 +268,15 @@ impl MilvusIndex {
                 (Some(key), "") => format!("{} > {key}", rows::KEY),
                 (Some(key), _) => format!("({expression}) and {} > {key}", rows::KEY),
             };
-            let limit = i64::try_from(size).map_err(failed("search"))?;
-            let page = self
-                .servers
-                .read("search", &collection.name, |client| {
-                    let request = QueryRequest::builder()
-                        .collection_name(collection.name.as_str())
-                        .filter(here.as_str())
-                        .output_fields([rows::KEY, field])
-                        .limit(limit)
-                        .extra_params(parameters.clone())
-                        .consistency_level(self.options.consistency.into())
-                        .build();
-                    async move { client.query(request?).await }
-                })
-                .await;
-            let page = match page {
-                Err(error) if is_too_large(&error) && size > 1 => {
+            let page = match self.page(collection, &here, size, &mut each).await {
+                Err(error) if Servers::<Self::Client>::is_too_large(&error) && size > 1 => {
                     size /= 2;
                     continue;
                 }
                 page => page?,
             };
-            let page = page.results();
-            if page.is_empty() {
-                return Ok(());
-            }
-            let rows = page.rows().map_err(failed("search"))?;
-            let count = rows.len();
-            for row in rows {
-                let key = row.get_i64(rows::KEY).map_err(failed("search"))?;
-                after = after.max(Some(key));
-            }
-            each(page).map_err(failed("search"))?;
-            if count < size {
+            after = after.max(page.last);
+            if page.rows < size {
                 return Ok(());
             }
         }
