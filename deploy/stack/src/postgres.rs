@@ -155,8 +155,9 @@ impl Postgres {
 
     /// The options that `postgres` needs to be started with by hand, on the same port.
     pub fn options(&self) -> String {
-        let settings: String = SETTINGS.iter().map(|setting| format!(" -c {setting}")).collect();
-        format!("-p {}{settings}", self.port)
+        let settings: Vec<String> =
+            SETTINGS.iter().map(|setting| format!("-c {setting}")).collect();
+        format!("-p {} {}", self.port, settings.join(" "))
     }
 
     /// A shell of the user who runs the server, with Postgres's programs in its path.

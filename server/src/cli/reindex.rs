@@ -1,5 +1,6 @@
 //! `sextant-server reindex`: takes a collection over to another index, see [`crate::reindex`].
 
+use std::fmt::Write;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,6 +18,7 @@ use crate::ports::{DocumentStore, Outbox, StoredIndex};
 use crate::reindex::{Reindex, ReindexError, Wanted};
 
 #[derive(Args)]
+#[allow(clippy::struct_excessive_bools, reason = "each is a flag of its own")]
 pub struct ReindexOptions {
     /// The configuration of the servers; without it defaults and the environment count.
     #[arg(long, env = "SEXTANT_CONFIG")]
@@ -131,7 +133,7 @@ async fn status(
     );
     for index in outbox.indexes(collection.id).await? {
         let state = if index.retired.is_some() { "kept" } else { "half built" };
-        text += &format!("{state}: {}\n", described(&index));
+        let _ = writeln!(text, "{state}: {}", described(&index)); // a string takes it
     }
     print(&text)
 }

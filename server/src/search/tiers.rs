@@ -43,6 +43,12 @@ pub struct Request<'a> {
     pub query: &'a Query,
 }
 
+impl Request<'_> {
+    fn stale_key(&self) -> ResultKey {
+        key::stale_key(self.collection.id, self.index, self.query)
+    }
+}
+
 /// What answering took.
 #[derive(Default)]
 pub struct Work {
@@ -134,7 +140,7 @@ impl Search {
         let wanted = query.mode.uses_vectors() && self.embeddings.get(&key).await.is_none();
         Ask {
             result: request.key.tag(),
-            stale: self.stale.as_ref().map(|_| self.stale_key(request).tag()),
+            stale: self.stale.as_ref().map(|_| request.stale_key().tag()),
             embedding: wanted.then_some(key.0),
             collection: collection.id,
             query: request.key.query,
@@ -159,16 +165,12 @@ impl Search {
         }
     }
 
-    fn stale_key(&self, request: &Request<'_>) -> ResultKey {
-        key::stale_key(request.collection.id, request.index, request.query)
-    }
-
     /// Keeps an answer for when no other can be computed.
     pub(super) async fn keep_for_later(&self, request: &Request<'_>, answer: &Answer) {
         if let Some(stale) = &self.stale
             && answer.hits > 0
         {
-            stale.answers.put(self.stale_key(request), answer.clone(), stale.ttl).await;
+            stale.answers.put(request.stale_key(), answer.clone(), stale.ttl).await;
         }
     }
 
@@ -189,7 +191,7 @@ impl Search {
         };
         let wanted = !request.query.fresh && !request.query.no_cache;
         let Some(stale) = self.stale.as_ref().filter(|_| wanted) else { return Err(error) };
-        let key = self.stale_key(request);
+        let key = request.stale_key();
         let near = stale.answers.get(&key).await.filter(|answer| answer.age() <= stale.max_age);
         let (answer, tier) = if let Some(answer) = near {
             (answer, CacheTier::Memory)

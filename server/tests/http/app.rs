@@ -428,7 +428,7 @@ impl RunningWorker {
         let worker = Worker {
             catalog,
             outbox,
-            embedder,
+            embedders: embedder.into(),
             metrics,
             options,
             name: "worker".to_owned(),

@@ -20,6 +20,7 @@ pub struct Stores {
 }
 
 impl Place {
+    #[allow(clippy::unused_async, reason = "the other form of it waits")]
     pub async fn new() -> Self {
         Self(tempfile::tempdir().unwrap())
     }
@@ -35,6 +36,7 @@ impl Place {
     }
 
     /// While no server uses it.
+    #[allow(clippy::unused_async, reason = "the other form of it waits")]
     pub async fn lose_index(&self) {
         std::fs::remove_dir_all(self.path().join("index")).unwrap();
     }
