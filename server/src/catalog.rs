@@ -27,8 +27,10 @@ pub struct Catalog {
     /// Where writes leave their work for the workers, in stores that several servers share; without
     /// it this server alone indexes what it writes.
     pub outbox: Option<Arc<dyn Outbox>>,
-    /// The model that this server runs.
+    /// The model that this server runs, with which new collections are made.
     pub model: EmbeddingVersion,
+    /// Another that it runs, around a change of models.
+    next_model: Option<EmbeddingVersion>,
     metrics: Arc<Metrics>,
     open: RwLock<HashMap<CollectionName, Arc<OpenCollection>>>,
     /// Held while collections are created and deleted.
@@ -39,8 +41,8 @@ pub struct Catalog {
 pub struct OpenCollection {
     pub id: i64,
     pub name: CollectionName,
-    pub embedding: EmbeddingVersion,
     pub created_at_ms: i64,
+    searched: RwLock<Arc<SearchedIndex>>,
     schema: RwLock<Arc<Schema>>,
     /// The last change that searches are sure to see: raised after the index has it.
     generation: AtomicI64,
@@ -50,6 +52,14 @@ pub struct OpenCollection {
     documents: AtomicU64,
     /// One writer at a time; holds the generation that the index has, `None` when it is not known.
     pub writer: Mutex<Option<i64>>,
+}
+
+/// The index in which a collection is searched, and the model of its vectors. Another can take its
+/// place at any time: a search takes this once and keeps to it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SearchedIndex {
+    pub id: i64,
+    pub embedding: EmbeddingVersion,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -84,6 +94,7 @@ impl Catalog {
             index,
             outbox,
             model,
+            next_model: None,
             metrics,
             open: RwLock::default(),
             changing: Mutex::default(),
@@ -101,12 +112,27 @@ impl Catalog {
         Ok(catalog)
     }
 
+    /// Adds a second model that this server runs.
+    #[must_use]
+    pub fn with_next_model(self, next_model: Option<EmbeddingVersion>) -> Self {
+        Self { next_model, ..self }
+    }
+
+    /// Whether this server can embed queries for a collection.
+    pub fn runs(&self, model: &EmbeddingVersion) -> bool {
+        [Some(&self.model), self.next_model.as_ref()]
+            .into_iter()
+            .flatten()
+            .any(|ours| ours.is_compatible(model))
+    }
+
     /// Opens a collection's index, replays what it misses and makes it known.
     async fn admit(&self, collection: Collection) -> Result<Arc<OpenCollection>, CatalogError> {
+        let searched = SearchedIndex { id: collection.index, embedding: collection.embedding };
         let open = Arc::new(OpenCollection {
             id: collection.id,
             name: collection.name.clone(),
-            embedding: collection.embedding,
+            searched: RwLock::new(Arc::new(searched)),
             created_at_ms: collection.created_at_ms,
             schema: RwLock::new(Arc::new(collection.schema)),
             generation: AtomicI64::new(0),
@@ -153,7 +179,7 @@ impl Catalog {
             && visible > 0
             && let Some(outbox) = &self.outbox
         {
-            let documents = outbox.enqueue_all(collection.id).await?;
+            let documents = outbox.enqueue_all(collection.collection).await?;
             warn!(collection = %collection.name, documents, "the index was lost, making it anew");
         }
         Ok(())
@@ -169,7 +195,7 @@ impl Catalog {
         if durable > generation {
             // The documents were restored from an older copy: what the index knows more is wrong.
             warn!(collection = %open.name, "the index is newer than the documents, making it anew");
-            self.index.drop_collection(open.id).await?;
+            self.index.drop_collection(&open.description()).await?;
             durable = self.index.open(&open.description()).await?;
         }
         // Only now, as the index comes from the disk, is what it has known to be durable.
@@ -177,7 +203,7 @@ impl Catalog {
         if let Err(CatalogError::Index(error)) = self.replay(open, durable, &mut indexed).await {
             self.metrics.background_failures.with_label_values(&["index"]).inc();
             warn!(collection = %open.name, %error, "the index cannot be brought up to date, making it anew");
-            self.index.drop_collection(open.id).await?;
+            self.index.drop_collection(&open.description()).await?;
             let empty = self.index.open(&open.description()).await?;
             self.replay(open, empty, &mut indexed).await?;
         }
@@ -202,7 +228,12 @@ impl Catalog {
                 self.known(collection.name.as_str()).filter(|open| open.id == collection.id);
             match known {
                 Some(open) => {
-                    open.take_over(&collection);
+                    if collection.index == open.searched().id {
+                        self.take_over(&open, &collection).await?;
+                    } else {
+                        // Asked of the primary: the list may be of a moment before the change.
+                        self.reload(&open).await?;
+                    }
                     self.set_document_metric(&open);
                     if !open.indexed.load(Ordering::Acquire) {
                         self.open_index(&open).await?;
@@ -222,14 +253,39 @@ impl Catalog {
         if let Some(stored) = self.store.collection(&open.name).await?
             && stored.id == open.id
         {
-            open.take_over(&stored);
+            self.take_over(open, &stored).await?;
         }
         Ok(*open.schema() != *known)
     }
 
+    /// Takes over the store's view of a collection, which may be a moment old.
+    async fn take_over(
+        &self,
+        open: &OpenCollection,
+        stored: &Collection,
+    ) -> Result<(), CatalogError> {
+        // Not for a view that is older than what is known already.
+        if stored.index != open.searched().id && stored.visible_generation >= open.generation() {
+            // Open before any search comes to it.
+            self.index.open(&IndexedCollection::of(stored)).await?;
+            let searched = SearchedIndex { id: stored.index, embedding: stored.embedding.clone() };
+            info!(collection = %open.name, index = searched.id, model = searched.embedding.model,
+                "searching another index from now on");
+            *open.searched.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(searched);
+            open.indexed.store(true, Ordering::Release);
+        }
+        open.generation.fetch_max(stored.visible_generation, Ordering::Release);
+        open.documents.store(stored.documents, Ordering::Relaxed);
+        if *open.schema() != stored.schema {
+            open.set_schema(stored.schema.clone());
+        }
+        Ok(())
+    }
+
     /// Tells that searches of a collection see its changes up to `generation`.
     pub fn raise(&self, collection: i64, generation: i64) {
-        if let Some(open) = self.all().iter().find(|open| open.id == collection) {
+        let all = self.open.read().unwrap_or_else(PoisonError::into_inner);
+        if let Some(open) = all.values().find(|open| open.id == collection) {
             open.generation.fetch_max(generation, Ordering::Release);
         }
     }
@@ -245,7 +301,7 @@ impl Catalog {
         if stored.id != open.id {
             return None;
         }
-        open.generation.fetch_max(stored.visible_generation, Ordering::Release);
+        self.take_over(open, &stored).await.ok()?;
         Some(stored.visible_generation)
     }
 
@@ -274,7 +330,7 @@ impl Catalog {
             }
             let (generation, documents) = (changes.generation, changes.upserts.len());
             info!(collection = %open.name, generation, documents, "replaying changes into the index");
-            self.index.apply(open.id, changes).await?;
+            self.index.apply(open.searched().id, changes).await?;
             at = generation;
         }
         *indexed = Some(at);
@@ -322,7 +378,8 @@ impl Catalog {
     /// As [`Self::get`], and the collection's vectors are of this server's model.
     pub async fn get_compatible(&self, name: &str) -> Result<Arc<OpenCollection>, CatalogError> {
         let open = self.get(name).await?;
-        if open.embedding.is_compatible(&self.model) {
+        let theirs = open.searched();
+        if self.runs(&theirs.embedding) {
             return Ok(open);
         }
         let describe = |version: &EmbeddingVersion| {
@@ -330,7 +387,7 @@ impl Catalog {
         };
         Err(CatalogError::OtherModel {
             collection: name.to_owned(),
-            theirs: describe(&open.embedding),
+            theirs: describe(&theirs.embedding),
             ours: describe(&self.model),
         })
     }
@@ -404,9 +461,17 @@ impl Catalog {
         let _changing = self.changing.lock().await;
         let open = self.get(name).await?;
         let _writer = open.writer.lock().await;
+        let searched = open.description();
+        let mut indexes = vec![searched.clone()];
+        if let Some(outbox) = &self.outbox {
+            let others = outbox.indexes(open.id).await?;
+            indexes.extend(others.into_iter().map(|other| other.description(&open.name)));
+        }
         self.store.delete_collection(open.id).await?;
         self.forget(&open);
-        self.index.drop_collection(open.id).await?;
+        for index in &indexes {
+            self.index.drop_collection(index).await?;
+        }
         Ok(())
     }
 
@@ -435,20 +500,17 @@ fn checked(present: &Schema, change: SchemaChange) -> Result<Schema, CatalogErro
 
 impl OpenCollection {
     fn description(&self) -> IndexedCollection {
+        let searched = self.searched();
         IndexedCollection {
-            id: self.id,
+            id: searched.id,
+            collection: self.id,
             name: self.name.clone(),
-            dimension: self.embedding.dimension,
+            dimension: searched.embedding.dimension,
         }
     }
 
-    /// Another server's view of this collection, which may be a moment old.
-    fn take_over(&self, stored: &Collection) {
-        self.generation.fetch_max(stored.visible_generation, Ordering::Release);
-        self.documents.store(stored.documents, Ordering::Relaxed);
-        if *self.schema() != stored.schema {
-            self.set_schema(stored.schema.clone());
-        }
+    pub fn searched(&self) -> Arc<SearchedIndex> {
+        Arc::clone(&self.searched.read().unwrap_or_else(PoisonError::into_inner))
     }
 
     pub fn schema(&self) -> Arc<Schema> {

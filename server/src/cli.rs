@@ -2,6 +2,7 @@
 
 mod client;
 mod import;
+mod reindex;
 mod serve;
 
 use std::io::{IsTerminal, Write};
@@ -39,6 +40,8 @@ enum Command {
     Serve(serve::ServeOptions),
     /// Import documents from a file into a collection of a running server.
     Import(import::ImportOptions),
+    /// Take a collection over to another model or other text fields while it is searched.
+    Reindex(reindex::ReindexOptions),
     /// Search a running server.
     Search {
         query: String,
@@ -146,6 +149,7 @@ async fn run(command: Command) -> Result<ExitCode, Failure> {
     match command {
         Command::Serve(options) => return serve::serve(options).await,
         Command::Import(options) => import::import(options).await?,
+        Command::Reindex(options) => reindex::reindex(options).await?,
         Command::Search { query, collection, limit, mode, filter, json, client } => {
             let request = client::search_request(&query, limit, mode, filter.as_deref())?;
             let client = Client::new(&client)?;

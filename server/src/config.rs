@@ -28,6 +28,7 @@ pub struct Config {
     pub auth: AuthConfig,
     pub embedder: EmbedderConfig,
     pub remote: RemoteConfig,
+    pub next_embedder: NextEmbedderConfig,
     pub documents: DocumentsConfig,
     pub postgres: PostgresConfig,
     pub worker: WorkerConfig,
@@ -123,6 +124,17 @@ impl Default for EmbedderConfig {
             queue_texts: 4_096,
         }
     }
+}
+
+/// A second model that is run beside that of `embedder`; what is not named here is as there.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct NextEmbedderConfig {
+    /// `None` for no second model.
+    pub kind: Option<EmbedderKind>,
+    pub model_dir: Option<PathBuf>,
+    pub model_name: String,
+    pub endpoints: Vec<String>,
 }
 
 /// A type with `FromStr` and `Display`, as text.
@@ -486,12 +498,24 @@ impl Config {
             }
         };
         let remote = self.embedder.kind == EmbedderKind::Remote;
+        let next = &self.next_embedder;
         let postgres = self.documents.kind == DocumentsKind::Postgres;
         let milvus = self.index.kind == IndexKind::Milvus;
         needed(
             remote && self.remote.endpoints.is_empty(),
             "remote.endpoints",
             "must name at least one server, as `embedder.kind` is remote",
+        );
+        needed(
+            next.kind == Some(EmbedderKind::Remote) && next.endpoints.is_empty(),
+            "next_embedder.endpoints",
+            "must name at least one server, as `next_embedder.kind` is remote",
+        );
+        needed(
+            next.kind.is_some() && !postgres,
+            "next_embedder.kind",
+            "must be null when `documents.kind` is sqlite: only collections that several servers share \
+             are taken over to another model",
         );
         needed(
             postgres && self.postgres.primary.is_empty(),

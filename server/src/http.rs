@@ -27,10 +27,10 @@ use tower_http::compression::CompressionLayer;
 use crate::auth::{Keys, Scope};
 use crate::catalog::Catalog;
 use crate::config::ServerConfig;
+use crate::embedders::Embedders;
 use crate::ingest::Ingest;
 use crate::metrics::Metrics;
 use crate::popularity::Popularity;
-use crate::ports::Embedder;
 use crate::search::Search;
 
 pub use access::Peer;
@@ -44,7 +44,7 @@ pub struct Services {
     pub search: Arc<Search>,
     pub ingest: Arc<Ingest>,
     pub popularity: Arc<Popularity>,
-    pub embedder: Arc<dyn Embedder>,
+    pub embedders: Embedders,
     pub shared: Shared,
 }
 

@@ -192,7 +192,7 @@ impl Ingest {
         let texts: Vec<Arc<str>> =
             documents.iter().map(|(_, document)| document.text(&schema).into()).collect();
         let hashes: Vec<[u8; 32]> =
-            texts.iter().map(|text| blake3::hash(text.as_bytes()).into()).collect();
+            texts.iter().map(|text| text_hash(&schema.text_fields, text)).collect();
         if self.catalog.outbox.is_some() {
             self.room()?;
             let writes = documents
@@ -382,6 +382,16 @@ impl Writer {
         self.metrics.cache_invalidations.with_label_values(&["write"]).inc();
         Ok(())
     }
+}
+
+/// Tells whether a text is still the one that was embedded. With the fields that it was made of, as
+/// a server may not know yet that others are searched now.
+fn text_hash(fields: &[String], text: &str) -> [u8; 32] {
+    let mut hasher = blake3::Hasher::new();
+    for part in fields.iter().map(String::as_str).chain([text]) {
+        hasher.update(&(part.len() as u64).to_le_bytes()).update(part.as_bytes());
+    }
+    hasher.finalize().into()
 }
 
 /// Runs a write on a task of its own, so that it ends even when its client has left.

@@ -182,8 +182,13 @@ pub trait SearchIndex: Send + Sync + 'static {
     /// Documents in the index.
     async fn count(&self, collection: i64) -> Result<u64, IndexError>;
 
-    /// Deletes the index of a collection; one that does not exist is no error.
-    async fn drop_collection(&self, collection: i64) -> Result<(), IndexError>;
+    /// Makes an index the one that others than this server find under the collection's name.
+    async fn publish(&self, _collection: &IndexedCollection) -> Result<(), IndexError> {
+        Ok(())
+    }
+
+    /// Deletes an index; one that does not exist is no error.
+    async fn drop_collection(&self, collection: &IndexedCollection) -> Result<(), IndexError>;
 
     /// Whether the index can be searched now; the reason when it cannot.
     async fn health(&self) -> Result<(), IndexError> {
@@ -197,9 +202,23 @@ pub trait SearchIndex: Send + Sync + 'static {
 /// What an index must know of a collection.
 #[derive(Clone, Debug)]
 pub struct IndexedCollection {
+    /// The number of the index, by which the other calls name it; a collection can have several.
     pub id: i64,
+    pub collection: i64,
     pub name: CollectionName,
     pub dimension: usize,
+}
+
+impl IndexedCollection {
+    /// The index in which a collection is searched.
+    pub fn of(collection: &Collection) -> Self {
+        Self {
+            id: collection.index,
+            collection: collection.id,
+            name: collection.name.clone(),
+            dimension: collection.embedding.dimension,
+        }
+    }
 }
 
 /// Changes of one generation range of a collection.
@@ -454,19 +473,22 @@ pub enum StoreError {
 /// # Source
 /// The transactional outbox, as in Richardson 2018, "Microservices Patterns", section 3.3.
 #[async_trait]
-pub trait Outbox: Send + Sync + 'static {
+pub trait Outbox: Indexes {
     /// Takes up to `limit` rows of one collection for `lease`, the oldest first and bulk writes
-    /// after all others. Rows whose lease has run out are taken again. Empty when nothing is due.
+    /// after all others. Rows whose lease has run out are taken again. Empty when nothing is due in
+    /// a collection that is searched by one of the models, given by their hashes.
     async fn claim(
         &self,
         worker: &str,
+        models: &[String],
         limit: usize,
         lease: Duration,
     ) -> Result<Option<Claimed>, StoreError>;
 
     /// Stores the vectors of what was indexed and removes its rows; a row whose document was
-    /// written again meanwhile, or which another worker has now, stays. Raises the collection's
-    /// visible generation, which is returned.
+    /// written again meanwhile, or which another worker has now, stays, and so do all of them when
+    /// the collection has another index since they were claimed. Raises the collection's visible
+    /// generation, which is returned.
     async fn complete(
         &self,
         worker: &str,
@@ -573,4 +595,97 @@ pub struct Backlog {
     pub rows: u64,
     pub oldest: Duration,
     pub set_aside: u64,
+}
+
+// --------------------------------------------------------------------------------- indexes ----
+
+/// The indexes of a collection beside the one that is searched, and how one takes its place.
+#[async_trait]
+pub trait Indexes: Send + Sync + 'static {
+    /// Indexes of a collection that are not searched, the newest first.
+    async fn indexes(&self, collection: i64) -> Result<Vec<StoredIndex>, StoreError>;
+
+    /// Begins a new index, without any document yet.
+    async fn add_index(
+        &self,
+        collection: i64,
+        text_fields: &[String],
+        embedding: &EmbeddingVersion,
+    ) -> Result<StoredIndex, StoreError>;
+
+    /// What an index lacks, in the order of the changes: about `limit` documents after
+    /// `index.generation`, and the generation that they bring it to.
+    async fn missing(&self, index: &StoredIndex, limit: usize) -> Result<Missing, StoreError>;
+
+    /// Takes an index for `lease`, to bring it up to date; false while another builder has it.
+    async fn claim_index(
+        &self,
+        index: i64,
+        builder: &str,
+        lease: Duration,
+    ) -> Result<bool, StoreError>;
+
+    /// Tells that an index has every change up to a generation, stores the vectors that were made
+    /// for it, save those of documents that were changed since, and renews the lease. False when
+    /// another builder has the index now.
+    async fn advance(
+        &self,
+        index: i64,
+        builder: &str,
+        generation: i64,
+        done: &[Done],
+        lease: Duration,
+    ) -> Result<bool, StoreError>;
+
+    /// Has the workers leave a collection alone, for this long at most, so that what searches see
+    /// does not change while another index takes over.
+    async fn hold(&self, collection: i64, at_most: Duration) -> Result<(), StoreError>;
+
+    /// Makes an index the one that is searched, ends the hold and raises the visible generation,
+    /// unless the present index has something that this one lacks, or another builder has it: then
+    /// false. The present one is kept as retired.
+    async fn activate(&self, index: &StoredIndex, builder: &str) -> Result<bool, StoreError>;
+
+    /// Forgets an index that is not searched.
+    async fn forget_index(&self, index: i64) -> Result<(), StoreError>;
+
+    /// Tells which models a server runs, by their hashes; to be told again every few seconds.
+    async fn announce(&self, server: &str, models: &[String]) -> Result<(), StoreError>;
+
+    /// Servers that were announced of late and do not run a model.
+    async fn servers_without(&self, model: &str) -> Result<Vec<String>, StoreError>;
+}
+
+/// An index that is being built, or that was searched before.
+#[derive(Clone, Debug, PartialEq)]
+pub struct StoredIndex {
+    pub id: i64,
+    pub collection: i64,
+    pub text_fields: Vec<String>,
+    pub embedding: EmbeddingVersion,
+    /// It has every change up to this one.
+    pub generation: i64,
+    pub created_at_ms: i64,
+    /// How long ago another took its place; `None` while it is being built.
+    pub retired: Option<Duration>,
+}
+
+impl StoredIndex {
+    pub fn description(&self, name: &CollectionName) -> IndexedCollection {
+        IndexedCollection {
+            id: self.id,
+            collection: self.collection,
+            name: name.clone(),
+            dimension: self.embedding.dimension,
+        }
+    }
+}
+
+/// What an index lacks.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Missing {
+    pub generation: i64,
+    /// The collection's schema with the text fields of the index.
+    pub schema: Schema,
+    pub rows: Vec<ClaimedRow>,
 }

@@ -12,13 +12,12 @@ use bytes::Bytes;
 
 use crate::cache::shared::{SharedCache, Told};
 use crate::cache::{CacheLimits, CacheStatus, CacheTier, Cacheable, MemoryCache, Ttl};
-use crate::catalog::{Catalog, OpenCollection};
+use crate::catalog::{Catalog, OpenCollection, SearchedIndex};
 use crate::domain::fusion::{self, Scored};
-use crate::domain::{Filter, Mode};
+use crate::domain::{EmbeddingVersion, Filter, Mode};
+use crate::embedders::Embedders;
 use crate::metrics::Metrics;
-use crate::ports::{
-    Class, EmbedError, Embedder, Embedding, Facets, IndexError, StoreError, Urgency,
-};
+use crate::ports::{Class, EmbedError, Embedding, Facets, IndexError, StoreError, Urgency};
 
 pub use crate::cache::shared::Invalidation;
 pub use answer::{Explanation, Hit, IndexInfo, Ranked, RetrieverScore, SearchExplanation};
@@ -163,7 +162,7 @@ impl From<StoreError> for SearchError {
 
 pub struct Search {
     pub catalog: Arc<Catalog>,
-    embedder: Arc<dyn Embedder>,
+    embedders: Embedders,
     metrics: Arc<Metrics>,
     results: MemoryCache<ResultKey, Answer>,
     results_limits: CacheLimits,
@@ -179,7 +178,7 @@ pub struct Search {
 impl Search {
     pub fn new(
         catalog: Arc<Catalog>,
-        embedder: Arc<dyn Embedder>,
+        embedders: impl Into<Embedders>,
         metrics: Arc<Metrics>,
         results_limits: CacheLimits,
         embeddings: CacheLimits,
@@ -188,7 +187,7 @@ impl Search {
         let (embeddings, embeddings_ttl) = MemoryCache::new(embeddings);
         Self {
             catalog,
-            embedder,
+            embedders: embedders.into(),
             metrics,
             results,
             results_limits,
@@ -210,12 +209,13 @@ impl Search {
         query: &Query,
     ) -> Result<Found, SearchError> {
         let started = Instant::now();
+        let index = &collection.searched();
         // Read before the index is: an answer made while a write goes on is then kept under the
         // generation before that write and never given after it.
         let Some(generation) = generation else {
-            return Box::pin(self.run_uncached(collection, query, started)).await;
+            return Box::pin(self.run_uncached(collection, index, query, started)).await;
         };
-        let key = key::result_key(collection.id, generation, &self.catalog.model, query);
+        let key = key::result_key(collection.id, index, generation, query);
         if !query.no_cache
             && let Some(answer) = self.results.get(&key).await
         {
@@ -223,9 +223,9 @@ impl Search {
             let tier = Some(CacheTier::Memory);
             return Ok(self.found(answer, CacheStatus::Hit, tier, timings, started));
         }
-        let request = tiers::Request { collection, generation, key, query };
+        let request = tiers::Request { collection, index, generation, key, query };
         // The far tier may have the answer, and is asked once for all; it knows whom to refuse.
-        let admitted = if self.asked().is_none() { self.admit(query).await } else { Ok(()) };
+        let admitted = if self.asked().is_none() { self.admit(index, query).await } else { Ok(()) };
         // Boxed: hits and refusals, which end before, would carry the room of all that about.
         let found = match admitted {
             Ok(()) => Box::pin(self.run_missed(&request, started)).await,
@@ -276,13 +276,14 @@ impl Search {
     async fn run_uncached(
         &self,
         collection: &Arc<OpenCollection>,
+        index: &SearchedIndex,
         query: &Query,
         started: Instant,
     ) -> Result<Found, SearchError> {
-        self.admit(query).await?;
+        self.admit(index, query).await?;
         let mut timings = Timings::default();
         let generation = collection.generation();
-        let compute = self.compute(collection, generation, query, None, &mut timings);
+        let compute = self.compute(collection, index, generation, query, None, &mut timings);
         let answer = tokio::time::timeout_at(query.deadline.into(), compute)
             .await
             .unwrap_or(Err(SearchError::DeadlineExceeded))?;
@@ -305,13 +306,14 @@ impl Search {
 
     /// Refuses a search whose text would have to be embedded when the embedder cannot take it,
     /// before anything is set up for it: under overload this is most of the work.
-    async fn admit(&self, query: &Query) -> Result<(), EmbedError> {
+    async fn admit(&self, index: &SearchedIndex, query: &Query) -> Result<(), EmbedError> {
         if !query.mode.uses_vectors() {
             return Ok(());
         }
-        let refused = self.embedder.admit(&query.text, interactive(query.deadline));
+        let embedder = self.embedders.of(&index.embedding)?;
+        let refused = embedder.admit(&query.text, interactive(query.deadline));
         if refused.is_err() && !query.no_cache {
-            let key = EmbeddingKey::new(&self.catalog.model, &query.text);
+            let key = EmbeddingKey::new(&index.embedding, &query.text);
             if self.embeddings.get(&key).await.is_some() {
                 return Ok(());
             }
@@ -321,21 +323,23 @@ impl Search {
 
     /// Identifies the answer that a query has at a generation, without making it.
     pub fn tag(&self, collection: &OpenCollection, generation: i64, query: &Query) -> [u8; 16] {
-        key::result_key(collection.id, generation, &self.catalog.model, query).tag()
+        key::result_key(collection.id, &collection.searched(), generation, query).tag()
     }
 
     async fn compute(
         &self,
         collection: &OpenCollection,
+        searched: &SearchedIndex,
         generation: i64,
         query: &Query,
         told: Option<&Told>,
         timings: &mut Timings,
     ) -> Result<Answer, SearchError> {
         let index = &self.catalog.index;
+        let model = &searched.embedding;
         let embedding = if query.mode.uses_vectors() {
             let clock = Instant::now();
-            let embedding = self.embed(query, told).await?;
+            let embedding = self.embed(model, query, told).await?;
             timings.embed = Some(clock.elapsed());
             Some(embedding)
         } else {
@@ -353,19 +357,19 @@ impl Search {
             match &embedding {
                 Some(embedding) => {
                     let vector = Arc::clone(&embedding.vector);
-                    index.nearest(collection.id, vector, query.filter.clone(), candidates).await
+                    index.nearest(searched.id, vector, query.filter.clone(), candidates).await
                 }
                 None => Ok(Vec::new()),
             }
         };
         let lexical = async {
             if query.mode.uses_words() {
-                index.matching(collection.id, &query.text, query.filter.clone(), candidates).await
+                index.matching(searched.id, &query.text, query.filter.clone(), candidates).await
             } else {
                 Ok(Vec::new())
             }
         };
-        let facets = self.facets(collection, query);
+        let facets = self.facets(searched, query);
         let (dense, lexical, facets) = tokio::try_join!(dense, lexical, facets)?;
         let ranked = match query.mode {
             Mode::Dense => dense.clone(),
@@ -381,7 +385,7 @@ impl Search {
         let ranked = Ranked {
             collection,
             generation,
-            model: &self.catalog.model.model,
+            model: &model.model,
             query,
             page: &page.hits,
             documents,
@@ -399,7 +403,7 @@ impl Search {
     /// Counts the values of the facets that were asked for.
     async fn facets(
         &self,
-        collection: &OpenCollection,
+        searched: &SearchedIndex,
         query: &Query,
     ) -> Result<Option<Facets>, IndexError> {
         if query.facets.is_empty() {
@@ -415,7 +419,7 @@ impl Search {
             let facets = self
                 .catalog
                 .index
-                .facets(collection.id, text, filter, fields, MAX_FACET_VALUES)
+                .facets(searched.id, text, filter, fields, MAX_FACET_VALUES)
                 .await?;
             counted.extend(facets.0);
         }
@@ -423,11 +427,17 @@ impl Search {
     }
 
     /// Embeds a query's text, from the embedding cache when it can.
-    async fn embed(&self, query: &Query, told: Option<&Told>) -> Result<Embedding, SearchError> {
-        let key = EmbeddingKey::new(&self.catalog.model, &query.text);
+    async fn embed(
+        &self,
+        model: &EmbeddingVersion,
+        query: &Query,
+        told: Option<&Told>,
+    ) -> Result<Embedding, SearchError> {
+        let key = EmbeddingKey::new(model, &query.text);
+        let embedder = self.embedders.of(model)?;
         let compute = async {
             let texts = vec![query.text.as_str().into()];
-            let mut rows = self.embedder.embed(texts, interactive(query.deadline)).await?;
+            let mut rows = embedder.embed(texts, interactive(query.deadline)).await?;
             rows.pop().ok_or_else(|| EmbedError::Failed("no vector came back".to_owned()))
         };
         let ttl = self.embeddings_ttl;
@@ -460,8 +470,9 @@ impl Search {
         class: Option<Class>,
         deadline: Instant,
     ) -> Result<Vec<Embedding>, SearchError> {
-        let keys: Vec<_> =
-            texts.iter().map(|text| EmbeddingKey::new(&self.catalog.model, text)).collect();
+        let embedder = self.embedders.first();
+        let model = &embedder.model().version;
+        let keys: Vec<_> = texts.iter().map(|text| EmbeddingKey::new(model, text)).collect();
         let mut rows = Vec::with_capacity(texts.len());
         for key in &keys {
             rows.push(self.embeddings.get(key).await);
@@ -476,7 +487,7 @@ impl Search {
         let by_number = if missing.len() > BULK_TEXTS { Class::Bulk } else { Class::Interactive };
         let class = class.unwrap_or(by_number);
         let wanted = missing.iter().map(|i| texts[*i].as_str().into()).collect();
-        let computed = self.embedder.embed(wanted, Urgency { class, deadline }).await?;
+        let computed = embedder.embed(wanted, Urgency { class, deadline }).await?;
         for (i, embedding) in missing.into_iter().zip(computed) {
             self.embeddings.put(keys[i], embedding.clone(), self.embeddings_ttl).await;
             rows[i] = Some(embedding);

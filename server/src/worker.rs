@@ -14,11 +14,12 @@ use tokio::time::timeout;
 use tracing::{info, warn};
 
 use crate::catalog::{Catalog, CatalogError};
-use crate::domain::{Collection, CollectionName, Key};
+use crate::domain::{Collection, Key};
+use crate::embedders::Embedders;
 use crate::metrics::Metrics;
 use crate::ports::{
-    Changes, Claimed, ClaimedDocument, ClaimedRow, Class, Done, EmbedError, Embedder, Failure,
-    IndexError, IndexedCollection, IndexedDocument, Outbox, StoreError, StoredVector, Urgency,
+    Changes, Claimed, ClaimedDocument, ClaimedRow, Class, Done, EmbedError, Failure, IndexError,
+    IndexedCollection, IndexedDocument, Outbox, StoreError, StoredVector, Urgency,
 };
 
 /// Shares of a lease that embedding and the whole batch may take.
@@ -40,7 +41,7 @@ pub struct WorkerOptions {
 pub struct Worker {
     pub catalog: Arc<Catalog>,
     pub outbox: Arc<dyn Outbox>,
-    pub embedder: Arc<dyn Embedder>,
+    pub embedders: Embedders,
     pub metrics: Arc<Metrics>,
     pub options: WorkerOptions,
     /// Unique among all workers of all servers.
@@ -62,8 +63,6 @@ pub enum WorkError {
     Open(CatalogError),
     #[error("the batch took longer than its lease allows")]
     TooSlow,
-    #[error("collection {0} was embedded by another model than this server's")]
-    OtherModel(CollectionName),
 }
 
 /// Why one part of a batch was not done.
@@ -80,8 +79,9 @@ impl Worker {
     /// # Errors
     /// When a dependency is not available. The batch is due again.
     pub async fn run_once(&self) -> Result<bool, WorkError> {
-        let lease = self.options.lease;
-        let Some(claimed) = self.outbox.claim(&self.name, self.options.batch, lease).await? else {
+        let (lease, batch) = (self.options.lease, self.options.batch);
+        let models = self.embedders.hashes();
+        let Some(claimed) = self.outbox.claim(&self.name, &models, batch, lease).await? else {
             return Ok(false);
         };
         let collection = claimed.collection.id;
@@ -101,14 +101,7 @@ impl Worker {
 
     async fn work(&self, claimed: Claimed) -> Result<(), WorkError> {
         let Claimed { collection, rows } = claimed;
-        if !collection.embedding.is_compatible(&self.catalog.model) {
-            return Err(WorkError::OtherModel(collection.name));
-        }
-        let description = IndexedCollection {
-            id: collection.id,
-            name: collection.name.clone(),
-            dimension: collection.embedding.dimension,
-        };
+        let description = IndexedCollection::of(&collection);
         let visible = collection.visible_generation;
         self.catalog.open_shared(&description, visible).await.map_err(WorkError::Open)?;
         match self.part(&collection, rows.clone()).await {
@@ -155,7 +148,7 @@ impl Worker {
             }
             done.push(Done { key: row.key, version: row.version, embedding: made });
         }
-        self.catalog.index.apply(collection.id, changes).await.map_err(|error| match error {
+        self.catalog.index.apply(collection.index, changes).await.map_err(|error| match error {
             IndexError::Io { .. } => Fault::Poison(reason(&error)),
             error => Fault::Environment(WorkError::Index(error)),
         })?;
@@ -189,7 +182,12 @@ impl Worker {
         }
         let deadline = Instant::now() + self.options.lease.mul_f64(EMBED_SHARE);
         let urgency = Urgency { class: Class::Bulk, deadline };
-        let embeddings = match self.embedder.embed_patiently(texts, urgency).await {
+        // The outbox gave only what is of these models.
+        let embedder = self
+            .embedders
+            .of(&collection.embedding)
+            .map_err(|error| Fault::Environment(WorkError::Embed(error)))?;
+        let embeddings = match embedder.embed_patiently(texts, urgency).await {
             Ok(embeddings) => embeddings,
             Err(error @ EmbedError::Failed(_)) => return Err(Fault::Poison(error.to_string())),
             Err(error) => return Err(Fault::Environment(WorkError::Embed(error))),

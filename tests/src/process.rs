@@ -64,6 +64,13 @@ impl Options {
         self
     }
 
+    /// A command of the program with the same configuration.
+    pub fn cli(&self, arguments: &[&str]) -> Command {
+        let mut command = cli(arguments);
+        command.envs(self.environment.iter().map(|(name, value)| (name, value)));
+        command
+    }
+
     /// No file may grow larger, as on a full disk.
     pub fn max_file_kib(mut self, kib: u64) -> Self {
         self.max_file_kib = Some(kib);

@@ -2,9 +2,9 @@
 //! the router, then serving until SIGTERM.
 
 mod background;
-mod embedder;
+pub mod embedder;
 mod seed;
-mod stores;
+pub mod stores;
 
 use std::fs::File;
 use std::io::IsTerminal;
@@ -157,33 +157,37 @@ async fn start(
     metrics: &Arc<Metrics>,
     seeds: &[(String, PathBuf)],
 ) -> Result<Parts, Failure> {
-    let embedder = embedder::load(config, metrics).await?;
-    let model = embedder.model().clone();
-    info!(model = model.version.model, device = model.device, "model loaded");
-    metrics
-        .build_info
-        .with_label_values(&[
-            env!("CARGO_PKG_VERSION"),
-            &model.version.model,
-            &model.version.hash,
-            &model.device,
-        ])
-        .set(1.0);
+    let embedders = embedder::load_all(config, metrics).await?;
+    for embedder in embedders.all() {
+        let model = embedder.model();
+        info!(model = model.version.model, device = model.device, "model loaded");
+        metrics
+            .build_info
+            .with_label_values(&[
+                env!("CARGO_PKG_VERSION"),
+                &model.version.model,
+                &model.version.hash,
+                &model.device,
+            ])
+            .set(1.0);
+    }
+    let next_model = embedders.all().nth(1).map(|next| next.model().version.clone());
     let Stores { documents: store, outbox, index } = stores::open(config, metrics).await?;
     let catalog = Arc::new(
         Catalog::open(
             Arc::clone(&store),
             Arc::clone(&index),
             outbox.clone(),
-            model.version,
+            embedders.first().model().version.clone(),
             Arc::clone(metrics),
         )
-        .await?,
+        .await?
+        .with_next_model(next_model),
     );
     let backlog = Arc::new(AtomicU64::new(0));
     let ingest = Arc::new(Ingest {
         catalog: Arc::clone(&catalog),
-        embedder: Arc::clone(&embedder),
+        embedder: Arc::clone(embedders.first()),
         metrics: Arc::clone(metrics),
         embed_timeout: Duration::from_millis(config.server.import_timeout_ms),
         backlog: Arc::clone(&backlog),
@@ -195,7 +199,7 @@ async fn start(
     let redis = stores::connect_redis(config, metrics)?;
     let mut search = Search::new(
         Arc::clone(&catalog),
-        Arc::clone(&embedder),
+        embedders.clone(),
         Arc::clone(metrics),
         config.cache.results(),
         config.cache.embeddings(),
@@ -211,12 +215,14 @@ async fn start(
     let mut workers = Vec::new();
     if let Some(outbox) = outbox {
         background.push(background::count_backlog(&outbox, &backlog, metrics));
-        let host = format!("{}-{:08x}", std::process::id(), rand::random::<u32>());
+        let host = std::env::var("HOSTNAME").unwrap_or_default();
+        let host = format!("{host}/{}-{:08x}", config.server.listen, rand::random::<u32>());
+        background.push(background::announce(&outbox, &host, &embedders, metrics));
         for number in 0..config.worker.concurrency {
             let worker = Worker {
                 catalog: Arc::clone(&catalog),
                 outbox: Arc::clone(&outbox),
-                embedder: Arc::clone(&embedder),
+                embedders: embedders.clone(),
                 metrics: Arc::clone(metrics),
                 options: WorkerOptions {
                     batch: config.worker.batch,
@@ -239,7 +245,7 @@ async fn start(
         search,
         ingest,
         popularity: Arc::clone(&popularity),
-        embedder,
+        embedders,
         shared: Shared {
             stores: config.documents.kind == DocumentsKind::Postgres,
             embedder: config.embedder.kind == EmbedderKind::Remote,

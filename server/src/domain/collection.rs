@@ -233,7 +233,10 @@ pub struct Collection {
     pub id: i64,
     pub name: CollectionName,
     pub schema: Schema,
+    /// The model of the index that is searched.
     pub embedding: EmbeddingVersion,
+    /// The index that is searched: the first has the number of its collection.
+    pub index: i64,
     /// Number of the last change to the collection's documents.
     pub generation: i64,
     /// Raised with every change that searches see; where writes are indexed before they are

@@ -9,7 +9,7 @@ use utoipa::ToSchema;
 use super::AppState;
 use super::error::Problem;
 use super::extract::{JsonBody, Path};
-use crate::catalog::OpenCollection;
+use crate::catalog::{Catalog, OpenCollection};
 use crate::domain::collection::SchemaChange;
 use crate::domain::{EmbeddingVersion, Schema};
 
@@ -36,14 +36,15 @@ pub struct CollectionList {
 }
 
 impl CollectionInfo {
-    fn of(open: &OpenCollection, model: &EmbeddingVersion) -> Self {
+    fn of(open: &OpenCollection, catalog: &Catalog) -> Self {
+        let searched = open.searched();
         Self {
             name: open.name.to_string(),
             documents: open.documents(),
             generation: open.generation(),
             schema: (*open.schema()).clone(),
-            embedding: open.embedding.clone(),
-            searchable: open.embedding.is_compatible(model),
+            searchable: catalog.runs(&searched.embedding),
+            embedding: searched.embedding.clone(),
             created_at: rfc3339(open.created_at_ms),
         }
     }
@@ -59,8 +60,7 @@ pub fn rfc3339(ms: i64) -> String {
     responses((status = 200, body = CollectionList), (status = "4XX", body = Problem)))]
 pub async fn list(State(state): State<AppState>) -> Result<Json<CollectionList>, Problem> {
     let catalog = &state.services()?.catalog;
-    let collections =
-        catalog.all().iter().map(|open| CollectionInfo::of(open, &catalog.model)).collect();
+    let collections = catalog.all().iter().map(|open| CollectionInfo::of(open, catalog)).collect();
     Ok(Json(CollectionList { collections }))
 }
 
@@ -73,7 +73,7 @@ pub async fn get(
     Path(collection): Path<String>,
 ) -> Result<Json<CollectionInfo>, Problem> {
     let catalog = &state.services()?.catalog;
-    Ok(Json(CollectionInfo::of(&*catalog.get(&collection).await?, &catalog.model)))
+    Ok(Json(CollectionInfo::of(&*catalog.get(&collection).await?, catalog)))
 }
 
 /// Create a collection, or change its schema: attributes can be added and the default mode changed.
@@ -90,7 +90,7 @@ pub async fn put(
     let catalog = &state.services()?.catalog;
     let (open, created) = catalog.put(&collection, change).await?;
     let status = if created { StatusCode::CREATED } else { StatusCode::OK };
-    Ok((status, Json(CollectionInfo::of(&open, &catalog.model))))
+    Ok((status, Json(CollectionInfo::of(&open, catalog))))
 }
 
 /// Delete a collection with its documents.

@@ -111,7 +111,7 @@ pub async fn embeddings(
     JsonBody(request): JsonBody<EmbeddingsRequest>,
 ) -> Result<Json<EmbeddingsResponse>, Problem> {
     let services = state.services()?;
-    let model = services.embedder.model();
+    let model = services.embedders.first().model();
     let texts = match request.input {
         Input::One(text) => vec![text],
         Input::Many(texts) => texts,

@@ -49,7 +49,7 @@ pub async fn readyz(State(state): State<AppState>) -> Response {
                 tokio::join!(check(catalog.store.health()), check(catalog.index.health()));
             let Shared { stores, embedder } = services.shared;
             let parts = [
-                ("embedder", services.embedder.health().err(), embedder),
+                ("embedder", services.embedders.all().find_map(|it| it.health().err()), embedder),
                 ("documents", documents, stores),
                 ("index", index, stores),
             ];
@@ -93,7 +93,7 @@ pub async fn metrics(
     }
     if let Ok(services) = state.services() {
         services.search.refresh_metrics().await;
-        services.embedder.refresh_metrics();
+        services.embedders.all().for_each(|embedder| embedder.refresh_metrics());
     }
     let text = state
         .metrics
@@ -128,7 +128,7 @@ pub struct Limits {
 /// Versions, model, device and limits.
 #[utoipa::path(get, path = "/v1/info", tag = "health", responses((status = 200, body = Info)))]
 pub async fn info(State(state): State<AppState>) -> Json<Info> {
-    let model = state.services().ok().map(|services| services.embedder.model().clone());
+    let model = state.services().ok().map(|services| services.embedders.first().model().clone());
     let config = &state.config;
     Json(Info {
         name: "sextant".to_owned(),

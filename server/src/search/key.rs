@@ -5,6 +5,7 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 
 use super::Query;
 use crate::cache::shared::{Digest, Invalidation};
+use crate::catalog::SearchedIndex;
 use crate::domain::fusion::Scored;
 use crate::domain::{EmbeddingVersion, Key};
 
@@ -29,28 +30,29 @@ impl ResultKey {
 
 pub fn result_key(
     collection: i64,
+    index: &SearchedIndex,
     generation: i64,
-    model: &EmbeddingVersion,
     query: &Query,
 ) -> ResultKey {
-    key(collection, Some(generation), model, query)
+    key(collection, index, Some(generation), query)
 }
 
 /// The key of the last answer, whatever the documents were.
-pub fn stale_key(collection: i64, model: &EmbeddingVersion, query: &Query) -> ResultKey {
-    key(collection, None, model, query)
+pub fn stale_key(collection: i64, index: &SearchedIndex, query: &Query) -> ResultKey {
+    key(collection, index, None, query)
 }
 
 fn key(
     collection: i64,
+    index: &SearchedIndex,
     generation: Option<i64>,
-    model: &EmbeddingVersion,
     query: &Query,
 ) -> ResultKey {
     let mut hasher = Fields::new();
     hasher.field(&collection.to_le_bytes());
+    hasher.field(&index.id.to_le_bytes());
     hasher.optional(generation.map(i64::to_le_bytes).as_ref().map(<[u8; 8]>::as_slice));
-    hasher.field(model.hash.as_bytes());
+    hasher.field(index.embedding.hash.as_bytes());
     hash_question(&mut hasher, query);
     hasher.field(&(query.limit as u64).to_le_bytes());
     let cursor = query.cursor.as_ref().map(Cursor::encode);

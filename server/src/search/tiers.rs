@@ -11,7 +11,7 @@ use super::key::{self, EmbeddingKey, ResultKey};
 use super::{Answer, AnswerParts, Found, Query, Search, SearchError, Timings};
 use crate::cache::shared::{Ask, CacheEvent, Invalidation, SharedAnswer, SharedCache, Told};
 use crate::cache::{CacheLimits, CacheStatus, CacheTier, Cacheable, MemoryCache, Ttl};
-use crate::catalog::OpenCollection;
+use crate::catalog::{OpenCollection, SearchedIndex};
 use crate::ports::{EmbedError, IndexError};
 
 /// Longest time to live of what is kept while invalidations of other servers cannot arrive: about
@@ -37,6 +37,7 @@ pub struct Stale {
 /// What is searched for.
 pub struct Request<'a> {
     pub collection: &'a Arc<OpenCollection>,
+    pub index: &'a SearchedIndex,
     pub generation: i64,
     pub key: ResultKey,
     pub query: &'a Query,
@@ -94,9 +95,10 @@ impl Search {
         request: &Request<'_>,
         work: &mut Work,
     ) -> Result<Answer, SearchError> {
-        let Request { collection, generation, query, .. } = *request;
+        let Request { collection, index, generation, query, .. } = *request;
         let Some(shared) = self.asked() else {
-            return self.compute(collection, generation, query, None, &mut work.timings).await;
+            let timings = &mut work.timings;
+            return self.compute(collection, index, generation, query, None, timings).await;
         };
         let ask = self.ask(request).await;
         let told = self.ask_shared(shared, &ask, query).await;
@@ -113,11 +115,12 @@ impl Search {
         {
             self.embeddings.put(EmbeddingKey(key), embedding, self.embeddings_ttl).await;
         }
-        self.admit(query).await?;
+        self.admit(index, query).await?;
         let timings = &mut work.timings;
-        let answer = self.compute(collection, generation, query, told.as_ref(), timings).await?;
+        let told = told.as_ref();
+        let answer = self.compute(collection, index, generation, query, told, timings).await?;
         // The claim goes with `told`, after the answer was handed over: who waits finds it.
-        if let Some(told) = &told {
+        if let Some(told) = told {
             let kept =
                 SharedAnswer { json: answer.json.clone(), hits: answer.hits, age: Duration::ZERO };
             shared.keep_answer(&ask, told, &kept);
@@ -127,7 +130,7 @@ impl Search {
 
     async fn ask(&self, request: &Request<'_>) -> Ask {
         let (collection, query) = (request.collection, request.query);
-        let key = EmbeddingKey::new(&self.catalog.model, &query.text);
+        let key = EmbeddingKey::new(&request.index.embedding, &query.text);
         let wanted = query.mode.uses_vectors() && self.embeddings.get(&key).await.is_none();
         Ask {
             result: request.key.tag(),
@@ -157,7 +160,7 @@ impl Search {
     }
 
     fn stale_key(&self, request: &Request<'_>) -> ResultKey {
-        key::stale_key(request.collection.id, &self.catalog.model, request.query)
+        key::stale_key(request.collection.id, request.index, request.query)
     }
 
     /// Keeps an answer for when no other can be computed.

@@ -86,7 +86,8 @@ pub const DIMENSION: usize = 8;
 const ID: i64 = 7;
 
 pub fn collection(id: i64, dimension: usize) -> IndexedCollection {
-    IndexedCollection { id, name: CollectionName::parse("contract").unwrap(), dimension }
+    let name = CollectionName::parse("contract").unwrap();
+    IndexedCollection { id, collection: id, name, dimension }
 }
 
 async fn open(place: &dyn Place) -> Arc<dyn SearchIndex> {
@@ -699,17 +700,17 @@ pub async fn an_unknown_collection_is_not_open(place: &dyn Place) {
     assert!(matches!(index.matching(3, "a", None, 1).await, Err(IndexError::NotOpen(3))));
     assert!(matches!(index.facets(3, None, None, &[], 1).await, Err(IndexError::NotOpen(3))));
     assert!(matches!(index.count(3).await, Err(IndexError::NotOpen(3))));
-    index.drop_collection(3).await.unwrap();
+    index.drop_collection(&collection(3, DIMENSION)).await.unwrap();
 }
 
 pub async fn a_dropped_collection_is_gone_and_can_be_made_again(place: &dyn Place) {
     let index = open(place).await;
     index.apply(ID, upserts(1, small_collection())).await.unwrap();
-    index.drop_collection(ID).await.unwrap();
+    index.drop_collection(&collection(ID, DIMENSION)).await.unwrap();
     assert!(matches!(index.count(ID).await, Err(IndexError::NotOpen(ID))));
     let result = index.nearest(ID, vector(1), None, 1).await;
     assert!(matches!(result, Err(IndexError::NotOpen(ID))));
-    index.drop_collection(ID).await.unwrap();
+    index.drop_collection(&collection(ID, DIMENSION)).await.unwrap();
     assert_eq!(index.open(&collection(ID, DIMENSION)).await.unwrap(), 0);
     assert_eq!(filtered(&*index, None).await, [].into());
     assert_eq!(matching(&*index, "squat").await, [0; 0]);

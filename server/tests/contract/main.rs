@@ -9,6 +9,7 @@ mod cache;
 mod documents;
 mod embedder;
 mod index;
+mod indexes;
 mod outbox;
 mod postgres;
 #[path = "../http/stores/embedded.rs"]

@@ -12,7 +12,7 @@ use sextant_server::ports::{
 };
 use sextant_stack::until;
 
-use crate::postgres::{collection, name, vector, write};
+use crate::postgres::{collection, embedding, name, vector, write};
 
 const LEASE: Duration = Duration::from_mins(1);
 /// Over before the next statement is.
@@ -23,12 +23,17 @@ const NONE: [Key; 0] = [];
 type Store = Arc<dyn DocumentStore>;
 type Rows = Arc<dyn Outbox>;
 
+/// Those of the collections here.
+pub fn models() -> Vec<String> {
+    vec![embedding().hash]
+}
+
 async fn claim(outbox: &Rows, worker: &str) -> Option<Claimed> {
-    outbox.claim(worker, 100, LEASE).await.unwrap()
+    outbox.claim(worker, &models(), 100, LEASE).await.unwrap()
 }
 
 async fn claimed_keys(outbox: &Rows, worker: &str, limit: usize) -> Vec<Key> {
-    let claimed = outbox.claim(worker, limit, LEASE).await.unwrap();
+    let claimed = outbox.claim(worker, &models(), limit, LEASE).await.unwrap();
     claimed.map_or(Vec::new(), |claimed| claimed.rows.iter().map(|row| row.key).collect())
 }
 
@@ -96,7 +101,7 @@ pub async fn two_workers_never_have_the_same_row(store: Store, outbox: Rows) {
 pub async fn a_row_whose_lease_ran_out_is_taken_again(store: Store, outbox: Rows) {
     let id = collection(&*store, "a").await.id;
     let (_, keys) = upsert(&store, id, &[write("1", "one")]).await;
-    let first = outbox.claim("slow", 10, NO_LEASE).await.unwrap().unwrap();
+    let first = outbox.claim("slow", &models(), 10, NO_LEASE).await.unwrap().unwrap();
     assert_eq!(claimed_keys(&outbox, "quick", 10).await, keys);
     assert_eq!(claimed_keys(&outbox, "third", 10).await, NONE);
     // The worker that lost its lease changes nothing.
@@ -254,7 +259,7 @@ pub async fn no_collection_waits_for_the_end_of_anothers_import(store: Store, ou
     upsert(&store, a, &writes).await;
     upsert(&store, b, &writes[..20]).await;
     let mut claims = 0;
-    while outbox.claim("w", 1, LEASE).await.unwrap().unwrap().collection.id == a {
+    while outbox.claim("w", &models(), 1, LEASE).await.unwrap().unwrap().collection.id == a {
         claims += 1;
         assert!(claims < 60); // by chance once in 2^60
     }
@@ -345,7 +350,8 @@ pub async fn nothing_is_forgotten(store: Store, outbox: Rows) {
                 Step::Claim { worker, .. } if held.contains_key(worker) => {}
                 Step::Claim { worker, expired } => {
                     let lease = if *expired { NO_LEASE } else { LEASE };
-                    let claimed = outbox.claim(&worker.to_string(), 2, lease).await.unwrap();
+                    let claimed =
+                        outbox.claim(&worker.to_string(), &models(), 2, lease).await.unwrap();
                     held.extend(claimed.map(|claimed| (*worker, claimed)));
                 }
                 Step::Complete { worker } => {

@@ -331,7 +331,9 @@ async fn a_commit_wakes_whoever_waits_for_work() {
     let committed = async { writer.upsert(id, &[write("1", "one")], None).await.unwrap() };
     tokio::join!(worker.wait_for_work(Duration::from_secs(10)), committed);
     assert!(start.elapsed() < Duration::from_secs(5));
-    assert!(worker.claim("w", 10, Duration::from_mins(1)).await.unwrap().is_some());
+    assert!(
+        worker.claim("w", &[embedding().hash], 10, Duration::from_mins(1)).await.unwrap().is_some()
+    );
     let start = Instant::now();
     worker.wait_for_work(Duration::from_millis(50)).await;
     assert!(start.elapsed() < Duration::from_secs(5));

@@ -154,7 +154,7 @@ impl SearchIndex for CutIndex {
         self.inner.count(collection).await
     }
 
-    async fn drop_collection(&self, collection: i64) -> Result<(), IndexError> {
+    async fn drop_collection(&self, collection: &IndexedCollection) -> Result<(), IndexError> {
         self.inner.drop_collection(collection).await
     }
 
@@ -314,7 +314,7 @@ impl TestApp {
                 search: Arc::clone(&search),
                 ingest: Arc::new(ingest),
                 popularity: Arc::clone(&popularity),
-                embedder: port,
+                embedders: port.into(),
                 shared: Shared { stores: stores::SHARED, embedder: false },
             });
         }

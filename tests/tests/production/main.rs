@@ -3,6 +3,7 @@
 
 mod faults;
 mod many;
+mod reindex;
 
 use serde_json::{Value, json};
 use sextant_tests::{Api, Server};

@@ -3,6 +3,7 @@
 
 mod fault;
 mod hosts;
+mod indexes;
 mod lag;
 mod listen;
 mod nodes;
@@ -27,9 +28,9 @@ use super::{as_limit, damaged, to_json, vector_from_bytes, vector_to_bytes};
 use crate::domain::{Collection, CollectionName, Document, EmbeddingVersion, Key, Schema};
 use crate::metrics::Metrics;
 use crate::ports::{
-    Backlog, Changes, Claimed, Committed, DocumentStore, DocumentWrite, Done, Failure, Outbox,
-    Progress, QueryCount, QuerySelection, QueryStatistics, SetAside, StoreError, StoredDocument,
-    StoredEmbedding,
+    Backlog, Changes, Claimed, Committed, DocumentStore, DocumentWrite, Done, Failure, Indexes,
+    Missing, Outbox, Progress, QueryCount, QuerySelection, QueryStatistics, SetAside, StoreError,
+    StoredDocument, StoredEmbedding, StoredIndex,
 };
 use nodes::{Error, Nodes};
 use write::Upserted;
@@ -197,6 +198,7 @@ fn collection_from_row(row: &PgRow) -> Result<Collection, sqlx::Error> {
         })?,
         schema: serde_json::from_str(row.try_get("schema")?).map_err(damaged)?,
         embedding: serde_json::from_str(row.try_get("embedding")?).map_err(damaged)?,
+        index: row.try_get("index_id")?,
         generation: row.try_get("generation")?,
         visible_generation: row.try_get("visible_generation")?,
         documents: row.try_get::<i64, _>("documents")?.unsigned_abs(),
@@ -403,10 +405,11 @@ impl Outbox for PostgresStore {
     async fn claim(
         &self,
         worker: &str,
+        models: &[String],
         limit: usize,
         lease: Duration,
     ) -> Result<Option<Claimed>, StoreError> {
-        on_primary!(self, outbox::claim(worker, limit, lease)).map_err(failed("claim work"))
+        on_primary!(self, outbox::claim(worker, models, limit, lease)).map_err(failed("claim work"))
     }
 
     async fn complete(
@@ -462,6 +465,72 @@ impl Outbox for PostgresStore {
 
     async fn backlog(&self) -> Result<Backlog, StoreError> {
         on_primary!(self, outbox::backlog()).map_err(failed("count what waits"))
+    }
+}
+
+#[async_trait]
+impl Indexes for PostgresStore {
+    async fn indexes(&self, collection: i64) -> Result<Vec<StoredIndex>, StoreError> {
+        on_primary!(self, indexes::indexes(collection)).map_err(failed("list indexes"))
+    }
+
+    async fn add_index(
+        &self,
+        collection: i64,
+        text_fields: &[String],
+        embedding: &EmbeddingVersion,
+    ) -> Result<StoredIndex, StoreError> {
+        on_primary!(self, indexes::add_index(collection, text_fields, embedding))
+            .map_err(failed_in_collection("add an index"))
+    }
+
+    async fn missing(&self, index: &StoredIndex, limit: usize) -> Result<Missing, StoreError> {
+        on_primary!(self, indexes::missing(index, limit))
+            .map_err(failed("read what an index lacks"))
+    }
+
+    async fn claim_index(
+        &self,
+        index: i64,
+        builder: &str,
+        lease: Duration,
+    ) -> Result<bool, StoreError> {
+        on_primary!(self, indexes::claim_index(index, builder, lease))
+            .map_err(failed("take an index"))
+    }
+
+    async fn advance(
+        &self,
+        index: i64,
+        builder: &str,
+        generation: i64,
+        done: &[Done],
+        lease: Duration,
+    ) -> Result<bool, StoreError> {
+        on_primary!(self, indexes::advance(index, builder, generation, done, lease))
+            .map_err(failed("note what an index has"))
+    }
+
+    async fn hold(&self, collection: i64, at_most: Duration) -> Result<(), StoreError> {
+        on_primary!(self, indexes::hold(collection, at_most))
+            .map_err(failed_in_collection("hold the workers"))
+    }
+
+    async fn activate(&self, index: &StoredIndex, builder: &str) -> Result<bool, StoreError> {
+        on_primary!(self, indexes::activate(index, builder))
+            .map_err(failed_in_collection("change indexes"))
+    }
+
+    async fn forget_index(&self, index: i64) -> Result<(), StoreError> {
+        on_primary!(self, indexes::forget_index(index)).map_err(failed("forget an index"))
+    }
+
+    async fn announce(&self, server: &str, models: &[String]) -> Result<(), StoreError> {
+        on_primary!(self, indexes::announce(server, models)).map_err(failed("announce this server"))
+    }
+
+    async fn servers_without(&self, model: &str) -> Result<Vec<String>, StoreError> {
+        on_primary!(self, indexes::servers_without(model)).map_err(failed("list the servers"))
     }
 }
 

@@ -88,6 +88,7 @@ fn collection_from_row(row: &SqliteRow) -> Result<Collection, sqlx::Error> {
         })?,
         schema: serde_json::from_str(row.try_get("schema")?).map_err(damaged)?,
         embedding: serde_json::from_str(row.try_get("embedding")?).map_err(damaged)?,
+        index: row.try_get("id")?,
         generation: row.try_get("generation")?,
         visible_generation: row.try_get("generation")?,
         documents: row.try_get::<i64, _>("documents")?.unsigned_abs(),

@@ -7,22 +7,34 @@ use async_trait::async_trait;
 use crate::domain::EmbeddingVersion;
 use crate::ports::{EmbedError, Embedder, Embedding, ModelInfo, Urgency};
 
+const NAME: &str = "hashed-words";
 const MAX_TOKENS: usize = 256;
 
 /// Every word adds a pseudo-random direction: texts that share words are near each other.
 pub struct HashEmbedder {
+    seed: u8,
     model: ModelInfo,
 }
 
 impl HashEmbedder {
     pub fn new(dimension: usize) -> Self {
+        Self::seeded(dimension, 0)
+    }
+
+    /// Vectors of two seeds have nothing to do with each other, as those of two models.
+    pub fn seeded(dimension: usize, seed: u8) -> Self {
+        let mut hasher = blake3::Hasher::new();
+        hasher.update(&dimension.to_le_bytes()).update(&[seed]);
         let version = EmbeddingVersion {
-            model: "hashed-words".to_owned(),
+            model: if seed == 0 { NAME.to_owned() } else { format!("{NAME}-{seed}") },
             date: "2026-11-23".to_owned(),
-            hash: blake3::hash(&dimension.to_le_bytes()).to_hex().to_string(),
+            hash: hasher.finalize().to_hex().to_string(),
             dimension,
         };
-        Self { model: ModelInfo { version, max_tokens: MAX_TOKENS, device: "cpu".to_owned() } }
+        Self {
+            seed,
+            model: ModelInfo { version, max_tokens: MAX_TOKENS, device: "cpu".to_owned() },
+        }
     }
 
     fn embed_one(&self, text: &str) -> Embedding {
@@ -36,7 +48,11 @@ impl HashEmbedder {
         vector[0] = 0.01;
         for word in words.iter().take(MAX_TOKENS) {
             let mut bytes = vec![0_u8; vector.len() * 2];
-            blake3::Hasher::new().update(word.as_bytes()).finalize_xof().fill(&mut bytes);
+            blake3::Hasher::new()
+                .update(&[self.seed])
+                .update(word.as_bytes())
+                .finalize_xof()
+                .fill(&mut bytes);
             for (value, pair) in vector.iter_mut().zip(bytes.chunks_exact(2)) {
                 *value += f32::from(i16::from_le_bytes([pair[0], pair[1]])) / 32768.0;
             }

@@ -444,9 +444,9 @@ impl SearchIndex for LocalIndex {
         Ok(self.inner.get(collection)?.text.count())
     }
 
-    async fn drop_collection(&self, collection: i64) -> Result<(), IndexError> {
-        let inner = Arc::clone(&self.inner);
-        blocking(move || inner.drop_collection(collection)).await
+    async fn drop_collection(&self, collection: &IndexedCollection) -> Result<(), IndexError> {
+        let (inner, id) = (Arc::clone(&self.inner), collection.id);
+        blocking(move || inner.drop_collection(id)).await
     }
 
     async fn close(&self) -> Result<(), IndexError> {

@@ -97,7 +97,8 @@ pub struct MilvusIndex {
 
 struct OpenCollection {
     id: i64,
-    alias: String,
+    /// In Milvus. Not the alias: that may change over to another index in the middle of a search.
+    name: String,
     dimension: usize,
     /// When documents were last seen in it; `None` after a deletion.
     seen: Mutex<Option<Instant>>,
@@ -154,7 +155,7 @@ impl MilvusIndex {
             self.servers
                 .call("change", |client| {
                     let request = DeleteRequest::builder()
-                        .collection_name(collection.alias.as_str())
+                        .collection_name(collection.name.as_str())
                         .filter(keys.as_str())
                         .build();
                     async move { client.delete(request?).await }
@@ -173,7 +174,7 @@ impl MilvusIndex {
             self.servers
                 .call("change", |client| {
                     let insert = InsertRequest::builder()
-                        .collection_name(collection.alias.as_str())
+                        .collection_name(collection.name.as_str())
                         .columns(columns.clone())
                         .build();
                     async move {
@@ -208,12 +209,12 @@ fn distinct(changes: &Changes) -> Vec<&IndexedDocument> {
 impl SearchIndex for MilvusIndex {
     async fn open(&self, collection: &IndexedCollection) -> Result<i64, IndexError> {
         let (prefix, id) = (self.options.prefix.as_str(), collection.id);
-        let dimension = collection.dimension;
-        let made = collections::open(&self.servers, prefix, id, dimension).await?;
+        let made = collections::open(&self.servers, prefix, collection).await?;
         let opened = {
             let mut open = self.open.write().unwrap_or_else(PoisonError::into_inner);
-            let alias = collections::alias(prefix, id);
-            let new = || Arc::new(OpenCollection { id, alias, dimension, seen: Mutex::new(None) });
+            let name = collections::name(prefix, collection);
+            let dimension = collection.dimension;
+            let new = || Arc::new(OpenCollection { id, name, dimension, seen: Mutex::new(None) });
             Arc::clone(open.entry(id).or_insert_with(new))
         };
         if made {
@@ -310,10 +311,14 @@ impl SearchIndex for MilvusIndex {
         self.within(self.count_all(&collection)).await
     }
 
-    async fn drop_collection(&self, collection: i64) -> Result<(), IndexError> {
+    async fn publish(&self, collection: &IndexedCollection) -> Result<(), IndexError> {
+        collections::publish(&self.servers, &self.options.prefix, collection).await
+    }
+
+    async fn drop_collection(&self, collection: &IndexedCollection) -> Result<(), IndexError> {
         {
             let mut open = self.open.write().unwrap_or_else(PoisonError::into_inner);
-            open.remove(&collection);
+            open.remove(&collection.id);
         }
         collections::drop(&self.servers, &self.options.prefix, collection).await
     }

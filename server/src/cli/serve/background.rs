@@ -11,6 +11,7 @@ use crate::adapters::cache::redis::{CacheEvents, RedisCache};
 use crate::cache::shared::CacheEvent;
 use crate::catalog::Catalog;
 use crate::cli::Failure;
+use crate::embedders::Embedders;
 use crate::http::AppState;
 use crate::metrics::Metrics;
 use crate::popularity::Popularity;
@@ -23,6 +24,7 @@ const KEYS_PERIOD: Duration = Duration::from_secs(1);
 /// How soon a server knows what others did to the collections.
 const REFRESH_PERIOD: Duration = Duration::from_secs(1);
 const REPAIR_PERIOD: Duration = Duration::from_secs(5);
+const ANNOUNCE_PERIOD: Duration = Duration::from_secs(5);
 
 /// Tells the other servers what searches see now.
 pub fn raise_in(redis: Option<Arc<RedisCache>>) -> Box<dyn Fn(i64, i64) + Send + Sync> {
@@ -77,6 +79,20 @@ pub fn tasks(
             }
         }),
     ]
+}
+
+/// Tells the models of this server to those who take collections over to another.
+pub fn announce(
+    outbox: &Arc<dyn Outbox>,
+    server: &str,
+    embedders: &Embedders,
+    metrics: &Arc<Metrics>,
+) -> JoinHandle<()> {
+    let (outbox, server, models) = (Arc::clone(outbox), server.to_owned(), embedders.hashes());
+    repeat("announce", ANNOUNCE_PERIOD, metrics, move || {
+        let (outbox, server, models) = (Arc::clone(&outbox), server.clone(), models.clone());
+        async move { Ok(outbox.announce(&server, &models).await?) }
+    })
 }
 
 pub fn count_backlog(

@@ -10,18 +10,37 @@ use crate::adapters::embedder::hash::HashEmbedder;
 use crate::adapters::embedder::remote::{RemoteEmbedder, RemoteOptions};
 use crate::cli::Failure;
 use crate::config::{Config, EmbedderKind};
+use crate::embedders::Embedders;
 use crate::metrics::Metrics;
 use crate::ports::Embedder;
 
 const HASH_DIMENSION: usize = 64;
+const NEXT_SEED: u8 = 1;
 /// Longest wait at the start for an embedding server.
 const REMOTE_PATIENCE: Duration = Duration::from_secs(30);
 
-pub async fn load(config: &Config, metrics: &Arc<Metrics>) -> Result<Arc<dyn Embedder>, Failure> {
+/// The models of a server: that of `embedder` and, when there is one, that of `next_embedder`.
+pub async fn load_all(config: &Config, metrics: &Arc<Metrics>) -> Result<Embedders, Failure> {
+    let first = Embedders::from(load(config, 0, metrics).await?);
+    let next = &config.next_embedder;
+    let Some(kind) = next.kind else { return Ok(first) };
+    let mut second = config.clone();
+    second.embedder.kind = kind;
+    second.embedder.model_dir.clone_from(&next.model_dir);
+    second.embedder.model_name.clone_from(&next.model_name);
+    second.remote.endpoints.clone_from(&next.endpoints);
+    Ok(first.with_next(Some(load(&second, NEXT_SEED, metrics).await?)))
+}
+
+async fn load(
+    config: &Config,
+    seed: u8,
+    metrics: &Arc<Metrics>,
+) -> Result<Arc<dyn Embedder>, Failure> {
     match config.embedder.kind {
         EmbedderKind::Hash => {
             warn!("embedder.kind is hash: vectors mean nothing, for tests only");
-            Ok(Arc::new(HashEmbedder::new(HASH_DIMENSION)))
+            Ok(Arc::new(HashEmbedder::seeded(HASH_DIMENSION, seed)))
         }
         EmbedderKind::Torch => load_torch(config, Arc::clone(metrics)).await,
         EmbedderKind::Remote => {
@@ -42,7 +61,7 @@ async fn load_torch(config: &Config, metrics: Arc<Metrics>) -> Result<Arc<dyn Em
     let embedder = &config.embedder;
     let options = TorchOptions {
         model_dir: embedder.model_dir.clone().ok_or(
-            "`embedder.model_dir` is not set: name the folder with model.safetensors, tokenizer.json and \
+            "`embedder.model_dir`, or `next_embedder.model_dir`, is not set: name the folder with model.safetensors, tokenizer.json and \
              config.json (`make setup` fetches them into ~/.cache/sextant/model)",
         )?,
         model_name: embedder.model_name.clone(),

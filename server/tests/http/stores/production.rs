@@ -8,7 +8,7 @@ use std::time::Duration;
 use sextant_server::adapters::documents::postgres::{PostgresOptions, PostgresStore};
 use sextant_server::adapters::index::milvus::{Consistency, MilvusIndex, MilvusOptions};
 use sextant_server::metrics::Metrics;
-use sextant_server::ports::{DocumentStore, Outbox, SearchIndex};
+use sextant_server::ports::{DocumentStore, IndexedCollection, Outbox, SearchIndex};
 use sextant_stack::milvus::MilvusLite;
 use sextant_stack::postgres::Postgres;
 use tokio::task::spawn_blocking;
@@ -74,7 +74,7 @@ impl Place {
     pub async fn lose_index(&self) {
         let Stores { documents, index, .. } = self.open().await;
         for collection in documents.collections().await.unwrap() {
-            index.drop_collection(collection.id).await.unwrap();
+            index.drop_collection(&IndexedCollection::of(&collection)).await.unwrap();
         }
         documents.close().await;
     }

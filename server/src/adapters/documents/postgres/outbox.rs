@@ -1,16 +1,17 @@
 //! The outbox: rows that writes left are claimed for a lease, completed or given back. Leases are
 //! measured by the database's clock alone.
 
+use std::collections::HashMap;
 use std::time::Duration;
 
 use sqlx::postgres::PgPool;
 use sqlx::{Postgres, Row, Transaction};
 
-use super::read::before_nul;
-use super::{as_limit, collection_from_row, damaged, vector_from_bytes, vector_to_bytes};
+use super::read::{before_nul, claimed_document};
+use super::{as_limit, collection_from_row, vector_to_bytes};
 use crate::domain::{Collection, Key};
 use crate::ports::{
-    Backlog, Claimed, ClaimedDocument, ClaimedRow, Done, Failure, Progress, SetAside, StoredVector,
+    Backlog, Claimed, ClaimedDocument, ClaimedRow, Done, Failure, Progress, SetAside,
 };
 
 /// Collections that a call looks at when other workers take what it found.
@@ -21,13 +22,14 @@ const MAX_REASON: usize = 1_000;
 pub async fn claim(
     pool: &PgPool,
     worker: &str,
+    models: &[String],
     limit: usize,
     lease: Duration,
 ) -> Result<Option<Claimed>, sqlx::Error> {
     for _ in 0..CLAIM_ATTEMPTS {
-        let Some(collection) = collection_with_work(pool).await? else { return Ok(None) };
+        let Some(collection) = collection_with_work(pool, models).await? else { return Ok(None) };
         let mut transaction = pool.begin().await?;
-        let rows = claim_rows(&mut transaction, collection.id, worker, limit, lease).await?;
+        let rows = claim_rows(&mut transaction, &collection, worker, limit, lease).await?;
         transaction.commit().await?;
         if !rows.is_empty() {
             return Ok(Some(Claimed { collection, rows }));
@@ -38,16 +40,23 @@ pub async fn claim(
 
 /// Any of the collections where the most urgent work waits: by chance, so that a long import into
 /// one does not hold up the others.
-async fn collection_with_work(pool: &PgPool) -> Result<Option<Collection>, sqlx::Error> {
+async fn collection_with_work(
+    pool: &PgPool,
+    models: &[String],
+) -> Result<Option<Collection>, sqlx::Error> {
     let row = sqlx::query(
-        "SELECT c.id, c.name, c.schema::text, c.embedding::text, c.generation,
-                c.visible_generation, c.documents, c.created_at_ms
+        "SELECT c.id, c.name, c.schema::text, c.embedding::text,
+                coalesce(c.index_id, c.id) AS index_id, c.generation, c.visible_generation,
+                c.documents, c.created_at_ms
          FROM collections c CROSS JOIN LATERAL (
              SELECT o.bulk FROM outbox o
              WHERE o.collection = c.id AND o.set_aside_at IS NULL AND o.due_at <= now()
              ORDER BY o.bulk, o.first_generation, o.key LIMIT 1) first
+         WHERE c.embedding->>'hash' = ANY($1)
+             AND (c.held_until IS NULL OR c.held_until < clock_timestamp())
          ORDER BY first.bulk, random() LIMIT 1",
     )
+    .bind(models)
     .fetch_optional(pool)
     .await?;
     row.as_ref().map(collection_from_row).transpose()
@@ -55,7 +64,7 @@ async fn collection_with_work(pool: &PgPool) -> Result<Option<Collection>, sqlx:
 
 async fn claim_rows(
     transaction: &mut Transaction<'_, Postgres>,
-    collection: i64,
+    collection: &Collection,
     worker: &str,
     limit: usize,
     lease: Duration,
@@ -67,15 +76,16 @@ async fn claim_rows(
              ORDER BY bulk, first_generation, key LIMIT $2
              FOR UPDATE SKIP LOCKED
          )
-         UPDATE outbox o SET claimed_by = $3, claimed_version = o.version,
+         UPDATE outbox o SET claimed_by = $3, claimed_version = o.version, claimed_index = $5,
              due_at = clock_timestamp() + $4 * interval '1 millisecond'
          FROM due WHERE o.collection = $1 AND o.key = due.key
          RETURNING o.key, o.version, o.deleted",
     )
-    .bind(collection)
+    .bind(collection.id)
     .bind(as_limit(limit))
     .bind(worker)
     .bind(lease.as_secs_f64() * 1_000.0)
+    .bind(collection.index)
     .fetch_all(&mut **transaction)
     .await?;
     let mut claimed = Vec::with_capacity(rows.len());
@@ -85,7 +95,7 @@ async fn claim_rows(
     }
     // A statement of its own sees what the rows locked above belong to; the one above may not.
     let living: Vec<Key> = claimed.iter().filter(|row| !row.2).map(|row| row.0).collect();
-    let mut documents = documents(transaction, &living).await?;
+    let mut documents = documents(transaction, collection.index, &living).await?;
     claimed.sort_unstable();
     Ok(claimed
         .into_iter()
@@ -95,25 +105,20 @@ async fn claim_rows(
 
 async fn documents(
     transaction: &mut Transaction<'_, Postgres>,
+    index: i64,
     keys: &[Key],
-) -> Result<std::collections::HashMap<Key, ClaimedDocument>, sqlx::Error> {
+) -> Result<HashMap<Key, ClaimedDocument>, sqlx::Error> {
     let rows = sqlx::query(
         "SELECT d.key, d.body::text, d.truncated, v.vector
-         FROM documents d LEFT JOIN vectors v ON v.key = d.key WHERE d.key = ANY($1)",
+         FROM documents d
+         LEFT JOIN vectors v ON v.key = d.key AND coalesce(v.index_id, d.collection) = $2
+         WHERE d.key = ANY($1)",
     )
     .bind(keys)
+    .bind(index)
     .fetch_all(&mut **transaction)
     .await?;
-    rows.iter()
-        .map(|row| {
-            let vector: Option<&[u8]> = row.try_get("vector")?;
-            let truncated = row.try_get("truncated")?;
-            let embedding =
-                vector.map(|bytes| StoredVector { vector: vector_from_bytes(bytes), truncated });
-            let document = serde_json::from_str(row.try_get("body")?).map_err(damaged)?;
-            Ok((row.try_get("key")?, ClaimedDocument { document, embedding }))
-        })
-        .collect()
+    rows.iter().map(|row| Ok((row.try_get("key")?, claimed_document(row)?))).collect()
 }
 
 /// Every other function that changes rows of the outbox holds this lock, as writers of documents
@@ -144,9 +149,17 @@ pub async fn complete(
     let mut transaction = pool.begin().await?;
     lock(&mut transaction, collection).await?;
     let generation = sqlx::query(
-        "WITH done AS (
-             SELECT * FROM unnest($3::bigint[], $4::bigint[], $5::bytea[], $6::bool[])
+        "WITH present AS (
+             SELECT coalesce(index_id, id) AS index_id FROM collections WHERE id = $1
+         ), done AS (
+             SELECT done.* FROM unnest($3::bigint[], $4::bigint[], $5::bytea[], $6::bool[])
                  AS done (key, version, vector, truncated)
+             JOIN outbox o ON o.collection = $1 AND o.key = done.key
+             JOIN present p ON p.index_id = o.claimed_index
+         ), of_another_index AS (
+             UPDATE outbox o SET claimed_by = NULL, due_at = now() FROM present p
+             WHERE o.collection = $1 AND o.key = ANY($3) AND o.claimed_by = $2
+                 AND o.claimed_index <> p.index_id
          ), removed AS (
              DELETE FROM outbox o USING done d
              WHERE o.collection = $1 AND o.key = d.key AND o.claimed_by = $2
@@ -164,11 +177,12 @@ pub async fn complete(
              WHERE t.key = d.key AND r.key = d.key AND t.generation = d.version
                  AND d.vector IS NOT NULL AND t.truncated <> d.truncated
          ), stored AS (
-             INSERT INTO vectors (key, vector)
-             SELECT d.key, d.vector FROM done d JOIN removed r ON r.key = d.key
+             INSERT INTO vectors (key, vector, index_id)
+             SELECT d.key, d.vector, (SELECT index_id FROM present)
+             FROM done d JOIN removed r ON r.key = d.key
              JOIN documents t ON t.key = d.key AND t.generation = d.version
              WHERE d.vector IS NOT NULL
-             ON CONFLICT (key) DO UPDATE SET vector = excluded.vector
+             ON CONFLICT (key) DO UPDATE SET vector = excluded.vector, index_id = excluded.index_id
          ), indexed AS (
              SELECT max(version) AS version
              FROM (SELECT version FROM removed UNION ALL SELECT version FROM written_again) claimed

@@ -3,21 +3,21 @@
 use std::collections::HashMap;
 
 use sqlx::Row;
-use sqlx::postgres::PgPool;
+use sqlx::postgres::{PgPool, PgRow};
 
 use super::{
     as_limit, collection_from_row, damaged, document_from_row, storable, vector_from_bytes,
 };
 use crate::domain::{Collection, CollectionName, Document, Key, Schema};
 use crate::ports::{
-    Changes, IndexedDocument, QuerySelection, QueryStatistics, StoredDocument, StoredEmbedding,
-    StoredVector,
+    Changes, ClaimedDocument, ClaimedRow, IndexedDocument, Missing, QuerySelection,
+    QueryStatistics, StoredDocument, StoredEmbedding, StoredVector,
 };
 
 pub async fn collections(pool: &PgPool) -> Result<Vec<Collection>, sqlx::Error> {
     let rows = sqlx::query(
-        "SELECT id, name, schema::text, embedding::text, generation, visible_generation,
-                documents, created_at_ms
+        "SELECT id, name, schema::text, embedding::text, coalesce(index_id, id) AS index_id,
+                generation, visible_generation, documents, created_at_ms
          FROM collections ORDER BY name",
     )
     .fetch_all(pool)
@@ -30,8 +30,8 @@ pub async fn collection(
     name: &CollectionName,
 ) -> Result<Option<Collection>, sqlx::Error> {
     let row = sqlx::query(
-        "SELECT id, name, schema::text, embedding::text, generation, visible_generation,
-                documents, created_at_ms
+        "SELECT id, name, schema::text, embedding::text, coalesce(index_id, id) AS index_id,
+                generation, visible_generation, documents, created_at_ms
          FROM collections WHERE name = $1",
     )
     .bind(name.as_str())
@@ -47,7 +47,9 @@ pub async fn embedded(
 ) -> Result<Vec<Option<StoredEmbedding>>, sqlx::Error> {
     let rows = sqlx::query(
         "SELECT d.id, d.text_hash, d.truncated, v.vector
-         FROM documents d JOIN vectors v ON v.key = d.key
+         FROM documents d JOIN collections c ON c.id = d.collection
+         JOIN vectors v ON v.key = d.key
+             AND coalesce(v.index_id, c.id) = coalesce(c.index_id, c.id)
          WHERE d.collection = $1 AND d.id = ANY($2)",
     )
     .bind(collection)
@@ -133,15 +135,59 @@ pub fn before_nul(text: &str) -> &str {
     text.split('\0').next().unwrap_or_default()
 }
 
+/// Changes of which the index that is searched can be made again: documents without a vector are
+/// still owed to it by a worker.
 pub async fn changes(
     pool: &PgPool,
     collection: i64,
     generation: i64,
     limit: usize,
 ) -> Result<Changes, sqlx::Error> {
+    let Missing { generation, schema, rows } =
+        changed(pool, collection, None, generation, limit).await?;
+    let mut changes = Changes { generation, ..Changes::default() };
+    for row in rows {
+        match row.document {
+            None => changes.deletes.push(row.key),
+            Some(ClaimedDocument { embedding: None, .. }) => {}
+            Some(ClaimedDocument { document, embedding: Some(embedding) }) => {
+                changes.upserts.push(IndexedDocument {
+                    key: row.key,
+                    version: row.version,
+                    text: document.text(&schema),
+                    document: document.without_texts(&schema),
+                    vector: embedding.vector,
+                });
+            }
+        }
+    }
+    Ok(changes)
+}
+
+/// What changed after a generation, in the order of the changes, with the vectors that were made
+/// for an index; without one, for the index that is searched.
+pub async fn changed(
+    pool: &PgPool,
+    collection: i64,
+    index: Option<i64>,
+    generation: i64,
+    limit: usize,
+) -> Result<Missing, sqlx::Error> {
     // One snapshot: documents, deletions and their last generation are of one moment.
     let mut transaction =
         pool.begin_with("BEGIN TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY").await?;
+    let row = sqlx::query(
+        "SELECT schema::text, coalesce($2, index_id, id) AS index_id FROM collections WHERE id = $1",
+    )
+    .bind(collection)
+    .bind(index)
+    .fetch_optional(&mut *transaction)
+    .await?;
+    let Some(row) = row else {
+        return Ok(Missing { generation, schema: Schema::default(), rows: Vec::new() });
+    };
+    let schema: Schema = serde_json::from_str(row.try_get("schema")?).map_err(damaged)?;
+    let index: i64 = row.try_get("index_id")?;
     // A generation is never split, so the last one may bring a few more than the limit.
     let last: Option<i64> = sqlx::query(
         "SELECT max(generation) AS last FROM (
@@ -159,45 +205,53 @@ pub async fn changes(
     .await?
     .try_get("last")?;
     let Some(last) = last else {
-        return Ok(Changes { generation, ..Changes::default() });
+        return Ok(Missing { generation, schema, rows: Vec::new() });
     };
-    let row = sqlx::query("SELECT schema::text FROM collections WHERE id = $1")
-        .bind(collection)
-        .fetch_one(&mut *transaction)
-        .await?;
-    let schema: Schema = serde_json::from_str(row.try_get("schema")?).map_err(damaged)?;
-    let rows = sqlx::query(
-        "SELECT d.key, d.generation, d.body::text, v.vector
-         FROM documents d JOIN vectors v ON v.key = d.key
+    let documents = sqlx::query(
+        "SELECT d.key, d.generation, d.body::text, d.truncated, v.vector
+         FROM documents d
+         LEFT JOIN vectors v ON v.key = d.key AND coalesce(v.index_id, d.collection) = $4
          WHERE d.collection = $1 AND d.generation > $2 AND d.generation <= $3
          ORDER BY d.generation, d.key",
     )
     .bind(collection)
     .bind(generation)
     .bind(last)
+    .bind(index)
     .fetch_all(&mut *transaction)
     .await?;
-    let mut upserts = Vec::with_capacity(rows.len());
-    for row in &rows {
-        let document: Document = serde_json::from_str(row.try_get("body")?).map_err(damaged)?;
-        upserts.push(IndexedDocument {
-            key: row.try_get("key")?,
-            version: row.try_get("generation")?,
-            text: document.text(&schema),
-            document: document.without_texts(&schema),
-            vector: vector_from_bytes(row.try_get("vector")?),
-        });
-    }
-    let rows = sqlx::query(
-        "SELECT key FROM deletions WHERE collection = $1 AND generation > $2 AND generation <= $3",
+    let deletions = sqlx::query(
+        "SELECT key, generation FROM deletions
+         WHERE collection = $1 AND generation > $2 AND generation <= $3",
     )
     .bind(collection)
     .bind(generation)
     .bind(last)
     .fetch_all(&mut *transaction)
     .await?;
-    let deletes = rows.iter().map(|row| row.try_get("key")).collect::<Result<_, _>>()?;
-    Ok(Changes { generation: last, upserts, deletes })
+    let mut rows = Vec::with_capacity(documents.len() + deletions.len());
+    for row in &deletions {
+        let (key, version) = (row.try_get("key")?, row.try_get("generation")?);
+        rows.push(ClaimedRow { key, version, document: None });
+    }
+    for row in &documents {
+        rows.push(ClaimedRow {
+            key: row.try_get("key")?,
+            version: row.try_get("generation")?,
+            document: Some(claimed_document(row)?),
+        });
+    }
+    Ok(Missing { generation: last, schema, rows })
+}
+
+/// A document with its vector, if it has one.
+pub fn claimed_document(row: &PgRow) -> Result<ClaimedDocument, sqlx::Error> {
+    let vector: Option<&[u8]> = row.try_get("vector")?;
+    let truncated = row.try_get("truncated")?;
+    Ok(ClaimedDocument {
+        document: serde_json::from_str(row.try_get("body")?).map_err(damaged)?,
+        embedding: vector.map(|bytes| StoredVector { vector: vector_from_bytes(bytes), truncated }),
+    })
 }
 
 pub async fn queries(

@@ -24,7 +24,7 @@ pub enum Upserted {
     Conflict(String),
 }
 
-fn now_ms() -> i64 {
+pub fn now_ms() -> i64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
 }
@@ -38,8 +38,8 @@ pub async fn create_collection(
     let row = sqlx::query(
         "INSERT INTO collections (name, schema, embedding, created_at_ms)
          VALUES ($1, $2::json, $3::json, $4)
-         RETURNING id, name, schema::text, embedding::text, generation, visible_generation,
-                   documents, created_at_ms",
+         RETURNING id, name, schema::text, embedding::text, id AS index_id, generation,
+                   visible_generation, documents, created_at_ms",
     )
     .bind(name.as_str())
     .bind(to_json(schema)?)
@@ -110,6 +110,7 @@ pub async fn delete_collection(pool: &PgPool, collection: i64) -> Result<bool, s
         "DELETE FROM deletions WHERE collection = $1",
         "DELETE FROM queries WHERE collection = $1",
         "DELETE FROM outbox WHERE collection = $1",
+        "DELETE FROM indexes WHERE collection = $1",
     ] {
         sqlx::query(statement).bind(collection).execute(&mut *transaction).await?;
     }
@@ -199,10 +200,11 @@ pub async fn upsert(
                  updated_at_ms = excluded.updated_at_ms
              RETURNING key, id
          ), embedded AS (
-             INSERT INTO vectors (key, vector)
-             SELECT w.key, g.vector FROM written w JOIN given g ON g.id = w.id
+             INSERT INTO vectors (key, vector, index_id)
+             SELECT w.key, g.vector, (SELECT index_id FROM collections WHERE id = $1)
+             FROM written w JOIN given g ON g.id = w.id
              WHERE g.vector IS NOT NULL
-             ON CONFLICT (key) DO UPDATE SET vector = excluded.vector
+             ON CONFLICT (key) DO UPDATE SET vector = excluded.vector, index_id = excluded.index_id
          ), outdated AS (
              DELETE FROM vectors v USING old o, given g
              WHERE v.key = o.key AND g.id = o.id AND g.vector IS NULL AND NOT o.same_text

@@ -1,30 +1,34 @@
 //! The collections of Milvus that stand for one collection: made, opened and dropped.
 //!
-//! Documents are in a collection with a version in its name, and everything else knows only its
-//! alias: an index made anew is another version, and the alias changes over in one step. A
-//! collection of its own, small, says up to which generation each has every change.
+//! Each index of a collection is one of them, with a version in its name. An alias says for others,
+//! such as tools, which one is searched: an index made anew is another version, and the alias
+//! changes over in one step. A collection of its own, small, says up to which generation each index
+//! has every change.
 
 use std::time::Duration;
 
 use milvus::v2::error::Error;
 use milvus::v2::prelude::{
-    CollectionSchema, ConsistencyLevel, CreateAliasRequest, CreateCollectionRequest,
-    CreateIndexRequest, DeleteRequest, DescribeAliasRequest, DescribeCollectionRequest,
-    DropAliasRequest, DropCollectionRequest, HasCollectionRequest, IndexParam, InsertRequest,
-    QueryRequest, UpsertRequest,
+    AlterAliasRequest, CollectionSchema, ConsistencyLevel, CreateAliasRequest,
+    CreateCollectionRequest, CreateIndexRequest, DeleteRequest, DescribeAliasRequest,
+    DescribeCollectionRequest, DropAliasRequest, DropCollectionRequest, HasCollectionRequest,
+    IndexParam, InsertRequest, QueryRequest, UpsertRequest,
 };
 
 use super::client::{Servers, failed, jittered};
 use super::rows;
-use crate::ports::IndexError;
+use crate::ports::{IndexError, IndexedCollection};
 
-const VERSION: u32 = 1;
 /// How often, and after which pause, it is looked whether another server has made a collection.
 const CHECKS: u32 = 10;
 const CHECK_PAUSE: Duration = Duration::from_millis(100);
 
-/// The name that searches and changes use.
-pub fn alias(prefix: &str, collection: i64) -> String {
+/// Of the index, as searches and changes use it.
+pub fn name(prefix: &str, index: &IndexedCollection) -> String {
+    format!("{prefix}_{}_v{}", index.collection, index.id)
+}
+
+fn alias(prefix: &str, collection: i64) -> String {
     format!("{prefix}_{collection}")
 }
 
@@ -32,13 +36,13 @@ fn generations(prefix: &str) -> String {
     format!("{prefix}_meta")
 }
 
-/// Makes a collection when there is none, loads it and makes sure of its vectors' length; true when
-/// it was made. Several servers may do so at the same time.
+/// Makes an index when there is none, loads it and makes sure of its vectors' length; true when it
+/// was made. The first one of a collection gets its alias, too. Several servers may do so at the same
+/// time.
 pub async fn open(
     servers: &Servers,
     prefix: &str,
-    collection: i64,
-    dimension: usize,
+    index: &IndexedCollection,
 ) -> Result<bool, IndexError> {
     let meta = generations(prefix);
     // Loading is also what tells whether it was ever finished.
@@ -46,15 +50,25 @@ pub async fn open(
         create(servers, &meta, &rows::generations_schema(), rows::generations_indexes()).await?;
         servers.load(&meta).await?;
     }
-    let alias = alias(prefix, collection);
-    let missing = target(servers, &alias).await?.is_none();
-    if missing {
-        let physical = format!("{alias}_v{VERSION}");
-        let length = u32::try_from(dimension).map_err(failed("create"))?;
-        create(servers, &physical, &rows::schema(length), rows::indexes()).await?;
-        let made = servers
+    let name = name(prefix, index);
+    let made = match servers.load(&name).await {
+        Err(IndexError::Io { .. }) => {
+            let missing = !exists(servers, &name).await?;
+            let length = u32::try_from(index.dimension).map_err(failed("create"))?;
+            create(servers, &name, &rows::schema(length), rows::indexes()).await?;
+            servers.load(&name).await?;
+            missing
+        }
+        loaded => {
+            loaded?;
+            false
+        }
+    };
+    let alias = alias(prefix, index.collection);
+    if target(servers, &alias).await?.is_none() {
+        let aliased = servers
             .call("create", |client| {
-                let (name, alias) = (physical.clone(), alias.clone());
+                let (name, alias) = (name.clone(), alias.clone());
                 async move {
                     let request = CreateAliasRequest::builder();
                     client.create_alias(request.collection_name(name).alias(alias).build()?).await
@@ -63,35 +77,56 @@ pub async fn open(
             .await;
         // Another server may have made it meanwhile.
         if target(servers, &alias).await?.is_none() {
-            made?;
+            aliased?;
         }
     }
-    servers.load(&alias).await?;
-    let present = vector_length(servers, &alias).await?;
-    if present != Some(dimension) {
-        let reason = format!("its vectors have {present:?} numbers, those wanted {dimension}");
+    let present = vector_length(servers, &name).await?;
+    if present != Some(index.dimension) {
+        let wanted = index.dimension;
+        let reason = format!("its vectors have {present:?} numbers, those wanted {wanted}");
         return Err(failed("open")(std::io::Error::other(reason)));
     }
-    Ok(missing)
+    Ok(made)
 }
 
-/// Deletes a collection with all its versions; what is not there is no error.
-pub async fn drop(servers: &Servers, prefix: &str, collection: i64) -> Result<(), IndexError> {
-    let (alias, meta) = (alias(prefix, collection), generations(prefix));
+/// Points the alias of the collection to an index that is open.
+pub async fn publish(
+    servers: &Servers,
+    prefix: &str,
+    index: &IndexedCollection,
+) -> Result<(), IndexError> {
+    servers
+        .call("publish", |client| {
+            let request = AlterAliasRequest::builder()
+                .collection_name(name(prefix, index))
+                .alias(alias(prefix, index.collection))
+                .build();
+            async move { client.alter_alias(request?).await }
+        })
+        .await
+}
+
+/// Deletes an index, with the alias when that points to it; what is not there is no error.
+pub async fn drop(
+    servers: &Servers,
+    prefix: &str,
+    index: &IndexedCollection,
+) -> Result<(), IndexError> {
+    let (name, alias, meta) =
+        (name(prefix, index), alias(prefix, index.collection), generations(prefix));
     if exists(servers, &meta).await? {
         // First of all: what is left after a failure is then taken for an empty index.
         servers
             .call("drop a collection of", |client| {
                 let request = DeleteRequest::builder()
                     .collection_name(meta.as_str())
-                    .filter(format!("{} == {collection}", rows::COLLECTION))
+                    .filter(format!("{} == {}", rows::COLLECTION, index.id))
                     .build();
                 async move { client.delete(request?).await }
             })
             .await?;
     }
-    let target = target(servers, &alias).await?;
-    if target.is_some() {
+    if target(servers, &alias).await?.as_ref() == Some(&name) {
         servers
             .call("drop a collection of", |client| {
                 let request = DropAliasRequest::builder().alias(alias.as_str()).build();
@@ -99,12 +134,7 @@ pub async fn drop(servers: &Servers, prefix: &str, collection: i64) -> Result<()
             })
             .await?;
     }
-    let mut physical: Vec<String> = (1..=VERSION).map(|it| format!("{alias}_v{it}")).collect();
-    physical.extend(target);
-    for name in physical {
-        if !exists(servers, &name).await? {
-            continue;
-        }
+    if exists(servers, &name).await? {
         servers
             .call("drop a collection of", |client| {
                 let request = DropCollectionRequest::builder().collection_name(name.as_str());

@@ -138,9 +138,9 @@ impl MilvusIndex {
         };
         let answer = self
             .servers
-            .read("search", &collection.alias, |client| {
+            .read("search", &collection.name, |client| {
                 let request = SearchRequest::builder()
-                    .collection_name(collection.alias.as_str())
+                    .collection_name(collection.name.as_str())
                     .vector_field(field)
                     .vectors(vectors())
                     .filter(expression)
@@ -213,9 +213,9 @@ impl MilvusIndex {
         const COUNT: &str = "count(*)";
         let answer = self
             .servers
-            .read("search", &collection.alias, |client| {
+            .read("search", &collection.name, |client| {
                 let request = QueryRequest::builder()
-                    .collection_name(collection.alias.as_str())
+                    .collection_name(collection.name.as_str())
                     .filter(expression)
                     .output_fields([COUNT])
                     .consistency_level(self.options.consistency.into())
@@ -300,9 +300,9 @@ impl MilvusIndex {
             let limit = i64::try_from(size).map_err(failed("search"))?;
             let page = self
                 .servers
-                .read("search", &collection.alias, |client| {
+                .read("search", &collection.name, |client| {
                     let request = QueryRequest::builder()
-                        .collection_name(collection.alias.as_str())
+                        .collection_name(collection.name.as_str())
                         .filter(here.as_str())
                         .output_fields([rows::KEY, field])
                         .limit(limit)
