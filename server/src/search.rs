@@ -370,7 +370,10 @@ impl Search {
             }
         };
         let facets = self.facets(searched, query);
-        let (dense, lexical, facets) = tokio::try_join!(dense, lexical, facets)?;
+        // All to their end: one of them may be the call that tries an index which was left alone.
+        // Given up as soon as another is refused, it would never find that the index is back.
+        let (dense, lexical, facets) = tokio::join!(dense, lexical, facets);
+        let (dense, lexical, facets) = (dense?, lexical?, facets?);
         let ranked = match query.mode {
             Mode::Dense => dense.clone(),
             Mode::Lexical => lexical.clone(),

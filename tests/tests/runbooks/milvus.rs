@@ -13,7 +13,8 @@ pub async fn loss(page: Page) {
     situation.finds(DOCUMENTS).await;
 
     // Back with old data, which nothing but the page's step tells.
-    situation.stores.milvus.process().kill().await.unwrap();
+    let patience = sextant_tests::PATIENCE;
+    situation.stores.milvus.process().stop(libc::SIGINT, patience).await.unwrap();
     copy(&situation, "old");
     situation.stores.milvus.restart().await.unwrap();
     situation.import(DOCUMENTS..2 * DOCUMENTS).await;
