@@ -3,8 +3,10 @@
 
 mod baseline;
 mod cached;
+mod faults;
 mod http;
 mod load;
+mod outcome;
 mod overload;
 mod report;
 mod scale;
@@ -60,6 +62,8 @@ enum Command {
     Overload,
     /// Many documents: import, restart, memory, latency and recall.
     Scale(scale::ScaleOptions),
+    /// Each part that servers share is stopped, frozen and slow, under a steady load.
+    Faults(faults::FaultsOptions),
     /// All of them, one after the other.
     All {
         #[command(flatten)]
@@ -103,6 +107,7 @@ fn run(cli: Cli) -> Result<(), Failure> {
             Command::Zipf(zipf) => zipf::run(&options, &zipf).await,
             Command::Overload => overload::run(&options).await,
             Command::Scale(scale) => scale::run(&options, &scale).await,
+            Command::Faults(faults) => faults::run(&options, &faults).await,
             Command::All { cached, zipf, scale } => {
                 cached::run(&options, &cached).await?;
                 uncached::run(&options).await?;
