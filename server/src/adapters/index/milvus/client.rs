@@ -9,7 +9,8 @@ use std::time::{Duration, Instant};
 
 use milvus::v2::error::Error;
 use milvus::v2::prelude::{
-    ClientV2, ConnectConfig, LoadCollectionRequest, RetryConfig, TelemetryConfig,
+    ClientV2, ConnectConfig, HasCollectionRequest, LoadCollectionRequest, RetryConfig,
+    TelemetryConfig,
 };
 use rand::Rng;
 use tokio::sync::OnceCell;
@@ -149,6 +150,21 @@ impl Servers {
         .await
     }
 
+    /// Whether any server answers now. Past the breakers: a check must neither take the one trial
+    /// that they allow nor open them.
+    pub async fn health(&self) -> Result<(), IndexError> {
+        let limit = self.timeout;
+        let asked =
+            futures::future::select_ok(self.all.iter().map(|server| Box::pin(server.health())));
+        match timeout(limit, asked).await {
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(error)) => {
+                Err(IndexError::Unavailable { action: "check", source: error.into() })
+            }
+            Err(_) => Err(unavailable("check", format!("no answer within {limit:?}"))),
+        }
+    }
+
     fn admitted(&self) -> Option<(usize, &Server)> {
         let (first, now) = (self.preferred.load(Ordering::Relaxed), Instant::now());
         (0..self.all.len())
@@ -165,6 +181,12 @@ impl Servers {
 impl Server {
     async fn client(&self) -> Result<ClientV2, Error> {
         self.client.get_or_try_init(|| ClientV2::new(&self.config)).await.cloned()
+    }
+
+    /// A question that every server answers, whatever it holds.
+    async fn health(&self) -> Result<(), Error> {
+        let request = HasCollectionRequest::builder().collection_name("health").build()?;
+        self.client().await?.has_collection(request).await.map(drop)
     }
 }
 
