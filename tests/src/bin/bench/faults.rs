@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use clap::Args;
 use tokio::time::{sleep, timeout};
 
+use crate::outcome::Done;
 use crate::report::title;
 use crate::server::settings;
 use crate::{Failure, Options};
@@ -41,8 +42,8 @@ pub struct FaultsOptions {
     /// How much later everything arrives, each way, from a part that is slow.
     #[arg(long, default_value_t = 300)]
     delay_ms: u64,
-    /// Only these parts.
-    #[arg(long, value_delimiter = ',', default_values_t = Part::ALL)]
+    /// Only these parts; all when none is named.
+    #[arg(long, value_delimiter = ',')]
     parts: Vec<Part>,
     /// The real model in the embedding server, in place of pseudo-vectors.
     #[arg(long)]
@@ -80,7 +81,7 @@ fn matrix(parts: &[Part]) -> Vec<(Part, Fault)> {
     let faults = [Fault::Stopped, Fault::Frozen, Fault::Slow];
     let each = Part::ALL.into_iter().flat_map(|part| faults.map(|fault| (part, fault)));
     let mut matrix: Vec<_> = each.chain([(Part::Primary, Fault::Replaced)]).collect();
-    matrix.retain(|(part, _)| parts.contains(part));
+    matrix.retain(|(part, _)| parts.is_empty() || parts.contains(part));
     matrix
 }
 
@@ -118,7 +119,7 @@ async fn measure(
             freshness: name,
             repeated: load.between(failed, recovered, of(name, true)),
             new: load.between(failed, recovered, of(name, false)),
-            before: load.between(calm, failed, searches(name)),
+            before: answered(load.between(calm, failed, searches(name)), failed),
             during: load.between(failed, back, searches(name)),
             right_after: since(back, load.right_since(back, IN_A_ROW, searches(name))),
         }),
@@ -134,6 +135,12 @@ fn searches(name: &'static str) -> impl Fn(Kind) -> bool {
 
 fn of(collection: &'static str, repeated: bool) -> impl Fn(Kind) -> bool {
     move |kind| kind == Kind::Search { collection, repeated }
+}
+
+/// Those that did not wait when it failed.
+fn answered(mut requests: Vec<Done>, failed: Instant) -> Vec<Done> {
+    requests.retain(|done| done.sent + done.took <= failed);
+    requests
 }
 
 fn since(start: Instant, then: Option<Instant>) -> Option<Duration> {

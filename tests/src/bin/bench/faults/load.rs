@@ -197,7 +197,7 @@ impl Pool {
 /// Half of them known, half new, and so for each collection on each of three servers.
 fn search(number: u64) -> (Kind, Vec<u8>) {
     let collection = COLLECTIONS[(number / 3 % 2) as usize];
-    let repeated = number / 6 % 2 == 0;
+    let repeated = (number / 6).is_multiple_of(2);
     let query = if repeated { number / 12 % REPEATED } else { REPEATED + number };
     let body = json!({ "query": texts::query(query) });
     (Kind::Search { collection, repeated }, post(&search_path(collection), &body))

@@ -94,7 +94,8 @@ pub struct System {
     pub servers: Vec<Server>,
     embedder: Option<Server>,
     embedder_options: Options,
-    links: [Link; Part::ALL.len()],
+    /// In the order of [`Part::ALL`].
+    links: Vec<Link>,
     stores: Stores,
 }
 
@@ -117,15 +118,9 @@ impl System {
             };
             async move { Ok::<_, Failure>(Link::to(target?).await?) }
         };
-        let [a, b, c, d, e] = Part::ALL.map(link);
-        let (a, b, c, d, e) = tokio::try_join!(a, b, c, d, e)?;
-        let mut system = Self {
-            servers: Vec::new(),
-            embedder: Some(embedder),
-            embedder_options,
-            links: [a, b, c, d, e],
-            stores,
-        };
+        let links = futures::future::try_join_all(Part::ALL.map(link)).await?;
+        let mut system =
+            Self { servers: Vec::new(), embedder: Some(embedder), embedder_options, links, stores };
         let starting = (0..SERVERS).map(|_| Server::start(system.options()));
         system.servers = futures::future::join_all(starting).await;
         system.fill().await?;
@@ -160,7 +155,7 @@ impl System {
 
     async fn fill(&self) -> Result<(), Failure> {
         let api = &self.servers[0].api;
-        let lines: String = (0..DOCUMENTS).map(|n| format!("{}\n", texts::document(n))).collect();
+        let lines: String = (0..DOCUMENTS).map(|n| texts::document(n).to_string() + "\n").collect();
         for collection in COLLECTIONS.iter().chain([&WRITTEN]) {
             let freshness = if *collection == "fresh" { "fresh" } else { "bounded" };
             let settings = json!({ "freshness": freshness });
