@@ -26,6 +26,8 @@ const SERVERS: usize = 3;
 const DOCUMENTS: u64 = 200;
 const REPEATED: u64 = 20;
 const HITS: usize = 10;
+/// Far enough on that no query is known from the load balancer before.
+const NEW_TO_THE_SECOND: u64 = 400_000;
 /// As docs/load-balancers.md has it.
 const HAPROXY_DRAIN_MS: u64 = 3_000;
 
@@ -70,7 +72,7 @@ pub async fn run(_: &Options, balancers: &BalancersOptions) -> Result<(), Failur
         "gone for s (most)",
     ]);
     let mut bars = Bars::new();
-    for name in ["nginx", "HAProxy"] {
+    for (name, first) in [("nginx", 0), ("HAProxy", NEW_TO_THE_SECOND)] {
         let drain_ms = if name == "HAProxy" { HAPROXY_DRAIN_MS } else { 0 };
         let (mut servers, mut addresses) = (Vec::new(), Vec::new());
         for _ in 0..SERVERS {
@@ -82,7 +84,7 @@ pub async fn run(_: &Options, balancers: &BalancersOptions) -> Result<(), Failur
             fill(&servers[0]).await;
         }
         let mut balancer = Balancer::start(name, folder.path(), &addresses).await?;
-        let load = Load::start(balancer.address(), balancers);
+        let load = Load::start(balancer.address(), first, balancers);
         let mut ended: [Vec<(Instant, Instant)>; 2] = Default::default();
         for round in 0..balancers.stops * 2 {
             let (place, end) = (round % SERVERS, [End::Terminated, End::Killed][round % 2]);
@@ -203,13 +205,13 @@ struct Load {
 }
 
 impl Load {
-    fn start(address: SocketAddr, balancers: &BalancersOptions) -> Self {
+    fn start(address: SocketAddr, first: u64, balancers: &BalancersOptions) -> Self {
         let stopped = Arc::new(tokio::sync::Notify::new());
         let (connections, rate) = (balancers.connections, balancers.rate);
         let running = tokio::spawn({
             let stopped = Arc::clone(&stopped);
             async move {
-                let number = Arc::new(AtomicU64::new(0));
+                let number = Arc::new(AtomicU64::new(first));
                 let done = Arc::new(Mutex::new(Vec::new()));
                 let mut loops = JoinSet::new();
                 let pause = Duration::from_secs_f64(connections as f64 / rate);
