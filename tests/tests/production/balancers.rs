@@ -50,14 +50,16 @@ async fn no_search_fails(balancer: SocketAddr, stores: &Stores, mut servers: Vec
 async fn no_search_fails_behind_nginx_while_servers_are_stopped_and_killed() {
     let (stores, folder) = (Stores::start().await, tempfile::tempdir().unwrap());
     let servers = stores.servers(3).await;
-    let nginx = Nginx::start(folder.path(), &addresses(&servers)).await.unwrap();
+    let mut nginx = Nginx::start(folder.path(), &addresses(&servers)).await.unwrap();
     no_search_fails(nginx.address(), &stores, servers).await;
+    nginx.stop(Duration::from_secs(10)).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_search_fails_behind_haproxy_while_servers_are_stopped_and_killed() {
     let (stores, folder) = (Stores::start().await, tempfile::tempdir().unwrap());
     let servers = stores.servers(3).await;
-    let haproxy = Haproxy::start(folder.path(), &addresses(&servers)).await.unwrap();
+    let mut haproxy = Haproxy::start(folder.path(), &addresses(&servers)).await.unwrap();
     no_search_fails(haproxy.address(), &stores, servers).await;
+    haproxy.stop(Duration::from_secs(10)).await.unwrap();
 }
