@@ -9,7 +9,8 @@ use tempfile::TempDir;
 
 use super::{Options, Server};
 
-const DATABASE: &str = "sextant";
+/// Where the servers keep everything in Postgres.
+pub const DATABASE: &str = "sextant";
 
 /// The stores, each of which a test may kill, freeze and start again.
 pub struct Stores {

@@ -16,8 +16,9 @@ use super::{AppState, Shared};
 use crate::auth::Scope;
 use crate::domain::EmbeddingVersion;
 
-/// A dependency that does not answer in this time counts as down.
-const CHECK_TIMEOUT: Duration = Duration::from_secs(2);
+/// A dependency that does not answer in this time counts as down. Well below the 2 s in which load
+/// balancers want an answer: else a store that hangs would take all servers out.
+const CHECK_TIMEOUT: Duration = Duration::from_secs(1);
 
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct Readiness {

@@ -1,7 +1,9 @@
 //! Several servers over real shared stores, and what happens when a store is lost.
 #![allow(clippy::unwrap_used, reason = "test code")]
 
+mod balancers;
 mod faults;
+mod load;
 mod many;
 mod reindex;
 

@@ -388,10 +388,8 @@ impl DocumentStore for PostgresStore {
 
     /// Well when documents can be read, be it from a replica.
     async fn health(&self) -> Result<(), StoreError> {
-        if self.nodes.has_reader() {
-            return Ok(());
-        }
-        self.nodes.primary().await.map(drop).map_err(failed("reach the documents"))
+        // Replicas may still be read from; writes are refused.
+        self.nodes.primary().await.map(drop).map_err(failed("reach the primary"))
     }
 
     async fn close(&self) {

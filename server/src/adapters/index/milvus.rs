@@ -326,6 +326,10 @@ impl SearchIndex for MilvusIndex {
         collections::drop(&self.servers, &self.options.prefix, collection).await
     }
 
+    async fn health(&self) -> Result<(), IndexError> {
+        self.servers.health().await
+    }
+
     async fn close(&self) -> Result<(), IndexError> {
         self.open.write().unwrap_or_else(PoisonError::into_inner).clear();
         Ok(())

@@ -120,8 +120,10 @@ async fn a_server_that_was_killed_is_used_again_when_it_is_back() {
     let started = Instant::now();
     assert!(is_unavailable(&own.search().await));
     assert!(started.elapsed() < TIMEOUT + Duration::from_secs(1));
+    assert!(own.index.health().await.is_err());
     own.server.restart().await.unwrap();
     until("a search", || async { own.search().await.is_ok() }).await.unwrap();
+    own.index.health().await.unwrap();
     assert_eq!(answers(&own.index).await, before);
     assert_eq!(own.index.open(&collection(ID, DIMENSION)).await.unwrap(), 1);
 }

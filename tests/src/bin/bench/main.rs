@@ -1,10 +1,13 @@
 //! Benchmarks of the running server; `docs/benchmarks.md` explains each. Every command starts the
 //! real server on loopback, loads it from this process and prints Markdown.
 
+mod balancers;
 mod baseline;
 mod cached;
+mod faults;
 mod http;
 mod load;
+mod outcome;
 mod overload;
 mod report;
 mod scale;
@@ -60,6 +63,10 @@ enum Command {
     Overload,
     /// Many documents: import, restart, memory, latency and recall.
     Scale(scale::ScaleOptions),
+    /// Each part that servers share is stopped, frozen and slow, under a steady load.
+    Faults(faults::FaultsOptions),
+    /// Servers behind nginx and `HAProxy` are stopped and killed under load: failed searches.
+    Balancers(balancers::BalancersOptions),
     /// All of them, one after the other.
     All {
         #[command(flatten)]
@@ -103,6 +110,8 @@ fn run(cli: Cli) -> Result<(), Failure> {
             Command::Zipf(zipf) => zipf::run(&options, &zipf).await,
             Command::Overload => overload::run(&options).await,
             Command::Scale(scale) => scale::run(&options, &scale).await,
+            Command::Balancers(balancers) => balancers::run(&options, &balancers).await,
+            Command::Faults(faults) => faults::run(&options, &faults).await,
             Command::All { cached, zipf, scale } => {
                 cached::run(&options, &cached).await?;
                 uncached::run(&options).await?;

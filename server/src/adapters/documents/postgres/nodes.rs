@@ -165,10 +165,6 @@ impl Nodes {
         others.choose(&mut rand::rng()).map(|index| self.chosen(*index))
     }
 
-    pub fn has_reader(&self) -> bool {
-        !readers(&self.states.borrow()).is_empty()
-    }
-
     pub fn has_primary(&self) -> bool {
         primary(&self.states.borrow()).is_some()
     }

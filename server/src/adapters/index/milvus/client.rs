@@ -9,7 +9,8 @@ use std::time::{Duration, Instant};
 
 use milvus::v2::error::Error;
 use milvus::v2::prelude::{
-    ClientV2, ConnectConfig, LoadCollectionRequest, RetryConfig, TelemetryConfig,
+    ClientV2, ConnectConfig, HasCollectionRequest, LoadCollectionRequest, RetryConfig,
+    TelemetryConfig,
 };
 use milvus::v2::request::utility::GetServerVersionRequest;
 use rand::Rng;
@@ -54,6 +55,9 @@ pub trait Client: Clone + Send + Sync + 'static {
         collection: String,
         patience: Duration,
     ) -> impl Future<Output = Result<(), Self::Error>> + Send;
+
+    /// Asks what every server answers, whatever it holds.
+    fn health(self) -> impl Future<Output = Result<(), Self::Error>> + Send;
 
     /// Whether the same call may succeed in a moment.
     fn is_unavailable(error: &Self::Error) -> bool;
@@ -175,6 +179,22 @@ impl<C: Client> Servers<C> {
         client_error(error).is_some_and(C::is_too_large)
     }
 
+    /// Whether any server answers now. Past the breakers: a check must neither take the one trial
+    /// that they allow nor open them.
+    pub async fn health(&self) -> Result<(), IndexError> {
+        let limit = self.options.timeout;
+        let asked = self.all.iter().map(|server| {
+            Box::pin(async { server.client(&self.options).await?.health().await })
+        });
+        match timeout(limit, futures::future::select_ok(asked)).await {
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(error)) => {
+                Err(IndexError::Unavailable { action: "check", source: error.into() })
+            }
+            Err(_) => Err(unavailable("check", format!("no answer within {limit:?}"))),
+        }
+    }
+
     fn admitted(&self) -> Option<(usize, &Server<C>)> {
         let (first, now) = (self.preferred.load(Ordering::Relaxed), Instant::now());
         (0..self.all.len())
@@ -223,6 +243,11 @@ impl Client for ClientV2 {
             .timeout_ms(i64::try_from(patience.as_millis()).unwrap_or(i64::MAX))
             .build();
         self.load_collection(request?).await
+    }
+
+    async fn health(self) -> Result<(), Error> {
+        let request = HasCollectionRequest::builder().collection_name("health").build()?;
+        self.has_collection(request).await.map(drop)
     }
 
     fn is_unavailable(error: &Error) -> bool {

@@ -50,6 +50,10 @@ impl Client for ClientV1 {
         self.load_collection(collection, None).await
     }
 
+    async fn health(self) -> Result<(), Error> {
+        self.has_collection("health".to_owned()).await.map(drop)
+    }
+
     fn is_unavailable(error: &Error) -> bool {
         match error {
             Error::Communication(_) | Error::Io(_) => true,
