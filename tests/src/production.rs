@@ -43,9 +43,14 @@ impl Stores {
         Self { redis, primary, replica, milvus, _folder: folder }
     }
 
+    /// Connection string of the servers' database.
+    pub fn database_url(&self) -> String {
+        self.primary.url(DATABASE)
+    }
+
     /// How a server over these stores is started.
     pub fn options(&self, options: Options) -> Options {
-        let primary = self.primary.url(DATABASE);
+        let primary = self.database_url();
         let replicas = serde_json::json!([self.replica.url(DATABASE)]).to_string();
         let endpoints = serde_json::json!([self.milvus.endpoint()]).to_string();
         options

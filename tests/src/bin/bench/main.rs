@@ -4,13 +4,18 @@
 mod baseline;
 mod cached;
 mod http;
+mod import;
 mod load;
+mod milvus;
+mod outbox;
 mod overload;
+mod relevance;
 mod report;
 mod scale;
 mod server;
 mod stampede;
 mod texts;
+mod tiers;
 mod uncached;
 mod zipf;
 
@@ -60,7 +65,15 @@ enum Command {
     Overload,
     /// Many documents: import, restart, memory, latency and recall.
     Scale(scale::ScaleOptions),
-    /// All of them, one after the other.
+    /// Judged queries: nDCG, and the embedded rankings beside those of the production stores.
+    Relevance(relevance::RelevanceOptions),
+    /// Three servers over Redis: what one has cached for the others, embeddings saved.
+    Tiers(tiers::TiersOptions),
+    /// Documents written while servers, Redis and Milvus are killed: what Milvus then holds.
+    Outbox(outbox::OutboxOptions),
+    /// A search of Milvus through the server's index, beside the client library's own call.
+    Milvus,
+    /// All of them that need no other store, one after the other.
     All {
         #[command(flatten)]
         cached: cached::CachedOptions,
@@ -103,6 +116,10 @@ fn run(cli: Cli) -> Result<(), Failure> {
             Command::Zipf(zipf) => zipf::run(&options, &zipf).await,
             Command::Overload => overload::run(&options).await,
             Command::Scale(scale) => scale::run(&options, &scale).await,
+            Command::Relevance(relevance) => relevance::run(&options, &relevance).await,
+            Command::Tiers(tiers) => tiers::run(&options, &tiers).await,
+            Command::Outbox(outbox) => outbox::run(&options, &outbox).await,
+            Command::Milvus => milvus::run(&options).await,
             Command::All { cached, zipf, scale } => {
                 cached::run(&options, &cached).await?;
                 uncached::run(&options).await?;
