@@ -633,10 +633,9 @@ pub fn bm25(documents: &[Vec<&str>], place: usize, query: &[&str]) -> f64 {
     let (k1, b) = (1.2, 0.75);
     let count = documents.len() as f64;
     let average = documents.iter().map(Vec::len).sum::<usize>() as f64 / count;
-    let occurrences = |document: &[&str], word| document.iter().filter(|it| **it == word).count();
     let of_word = |word: &&str| {
         let holders = documents.iter().filter(|it| it.contains(word)).count() as f64;
-        let frequency = occurrences(&documents[place], *word) as f64;
+        let frequency = documents[place].iter().filter(|it| *it == word).count() as f64;
         let norm = k1 * (1.0 - b + b * documents[place].len() as f64 / average);
         let weight = (1.0 + (count - holders + 0.5) / (holders + 0.5)).ln();
         weight * frequency * (k1 + 1.0) / (frequency + norm)
