@@ -72,9 +72,12 @@ pub fn schema(dimension: u32) -> CollectionSchema {
 pub fn indexes() -> Vec<IndexParam> {
     let graph = [("M", CONNECTIVITY), ("efConstruction", EXPANSION_ADD)];
     let graph = graph.map(|(name, value)| (name.to_owned(), value.to_owned()));
-    // Servers have defaults of their own.
-    let weights = [("bm25_k1", words::BM25_K1), ("bm25_b", words::BM25_B)];
-    let weights = weights.map(|(name, value)| (name.to_owned(), value.to_string()));
+    // Servers have defaults of their own, and milvus-lite reads no parameters but in this form.
+    let weights = json!({
+        "bm25_k1": words::BM25_K1.to_string(),
+        "bm25_b": words::BM25_B.to_string(),
+    });
+    let weights = [("params".to_owned(), weights.to_string())];
     vec![
         IndexParam::new()
             .field_name(VECTOR)
