@@ -57,6 +57,7 @@ macro_rules! index_contract {
                 words_are_plain_text_whatever_they_look_like,
                 words_match_in_any_form_case_and_accent,
                 a_filter_changes_no_score,
+                words_are_scored_by_bm25_with_exact_lengths,
                 a_limit_is_kept,
                 a_vector_of_another_length_is_refused_and_changes_nothing,
                 searches_run_while_documents_are_written,
@@ -667,6 +668,38 @@ pub async fn a_filter_changes_no_score(place: &dyn Place) {
         let words = lexical(&*index, ID, "squat knee", None, 40).await.unwrap_or_default();
         let all = [words, index.nearest(ID, vector(3), None, 40).await.unwrap()].concat();
         assert!(filtered.iter().all(|hit| all.contains(hit)));
+    }
+}
+
+/// A score as the definition has it, of documents that are lists of words.
+pub fn bm25(documents: &[Vec<&str>], place: usize, query: &[&str]) -> f64 {
+    let (k1, b) = (1.2, 0.75);
+    let count = documents.len() as f64;
+    let average = documents.iter().map(Vec::len).sum::<usize>() as f64 / count;
+    let of_word = |word: &&str| {
+        let holders = documents.iter().filter(|it| it.contains(word)).count() as f64;
+        let frequency = documents[place].iter().filter(|it| *it == word).count() as f64;
+        let norm = k1 * (1.0 - b + b * documents[place].len() as f64 / average);
+        let weight = (1.0 + (count - holders + 0.5) / (holders + 0.5)).ln();
+        weight * frequency * (k1 + 1.0) / (frequency + norm)
+    };
+    query.iter().map(of_word).sum()
+}
+
+pub async fn words_are_scored_by_bm25_with_exact_lengths(place: &dyn Place) {
+    let index = open(place).await;
+    // Lengths that differ by little and are beyond those that one byte tells apart.
+    let texts: Vec<Vec<&str>> = (0..20_usize)
+        .map(|n| [vec!["squat"; n % 3 + 1], vec!["knee"; n % 2], vec!["calm"; 290 + n]].concat())
+        .collect();
+    let documents =
+        (1..).zip(&texts).map(|(key, words)| document(key, &words.join(" "), &[])).collect();
+    index.apply(ID, upserts(1, documents)).await.unwrap();
+    let hits = index.matching(ID, "squat knee", None, 100).await.unwrap();
+    assert_eq!(hits.len(), texts.len());
+    for hit in hits {
+        let expected = bm25(&texts, hit.key as usize - 1, &["squat", "knee"]);
+        assert!((f64::from(hit.score) - expected).abs() < 1e-5, "{hit:?}, not {expected}");
     }
 }
 

@@ -4,6 +4,7 @@
 //! `open` tells the older of the two generations and the caller applies what came after it once
 //! more; applying a change again changes nothing. Damaged files count as generation 0.
 
+mod bm25;
 mod filter;
 mod text;
 mod vectors;

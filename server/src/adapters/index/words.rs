@@ -1,10 +1,15 @@
-//! What a word is, the same for every index.
+//! What a word is and how much it counts, the same for every index.
 
 use tantivy::tokenizer::{
     AsciiFoldingFilter, Language, LowerCaser, RemoveLongFilter, SimpleTokenizer, Stemmer,
     StopWordFilter, TextAnalyzer,
 };
 use unicode_normalization::UnicodeNormalization;
+
+/// How soon further occurrences of a word count less, and how much long documents are marked down.
+/// The values are those of Lucene and of Milvus.
+pub const BM25_K1: f32 = 1.2;
+pub const BM25_B: f32 = 0.75;
 
 /// Longest word, in bytes: what is longer is not a word.
 const MAX_WORD_BYTES: usize = 128;

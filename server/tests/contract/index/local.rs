@@ -50,6 +50,26 @@ impl Place for LocalPlace {
 
 index_contract!(contract, LocalPlace::new());
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn scores_do_not_depend_on_documents_that_are_gone_or_were_different() {
+    let (fresh, changed) = (LocalPlace::new(), LocalPlace::new());
+    let (fresh, changed) = (open(&fresh).await, open(&changed).await);
+    fresh.apply(ID, upserts(1, small_collection())).await.unwrap();
+    let mut others = small_collection();
+    for other in &mut others {
+        other.text = "squat squat with somebody else on your back".to_owned();
+    }
+    others.push(document(99, "squat", &[]));
+    changed.apply(ID, upserts(1, others)).await.unwrap();
+    let last = Changes { generation: 2, upserts: small_collection(), deletes: vec![99] };
+    changed.apply(ID, last).await.unwrap();
+    for text in ["squat", "press knee", "deep rest"] {
+        let expected = fresh.matching(ID, text, None, 100).await.unwrap();
+        assert!(!expected.is_empty());
+        assert_eq!(changed.matching(ID, text, None, 100).await.unwrap(), expected);
+    }
+}
+
 /// A writer a collection would be too many: fewer than collections, down to one.
 struct FewWriters(LocalPlace);
 

@@ -6,14 +6,19 @@ mod baseline;
 mod cached;
 mod faults;
 mod http;
+mod import;
 mod load;
+mod milvus;
+mod outbox;
 mod outcome;
 mod overload;
+mod relevance;
 mod report;
 mod scale;
 mod server;
 mod stampede;
 mod texts;
+mod tiers;
 mod uncached;
 mod zipf;
 
@@ -67,7 +72,15 @@ enum Command {
     Faults(faults::FaultsOptions),
     /// Servers behind nginx and `HAProxy` are stopped and killed under load: failed searches.
     Balancers(balancers::BalancersOptions),
-    /// All of them, one after the other.
+    /// Judged queries: nDCG, and the embedded rankings beside those of the production stores.
+    Relevance(relevance::RelevanceOptions),
+    /// Three servers over Redis: what one has cached for the others, embeddings saved.
+    Tiers(tiers::TiersOptions),
+    /// Documents written while servers, Redis and Milvus are killed: what Milvus then holds.
+    Outbox(outbox::OutboxOptions),
+    /// A search of Milvus through the server's index, beside the client library's own call.
+    Milvus,
+    /// All of them that need no other store, one after the other.
     All {
         #[command(flatten)]
         cached: cached::CachedOptions,
@@ -112,6 +125,10 @@ fn run(cli: Cli) -> Result<(), Failure> {
             Command::Scale(scale) => scale::run(&options, &scale).await,
             Command::Balancers(balancers) => balancers::run(&options, &balancers).await,
             Command::Faults(faults) => faults::run(&options, &faults).await,
+            Command::Relevance(relevance) => relevance::run(&options, &relevance).await,
+            Command::Tiers(tiers) => tiers::run(&options, &tiers).await,
+            Command::Outbox(outbox) => outbox::run(&options, &outbox).await,
+            Command::Milvus => milvus::run(&options).await,
             Command::All { cached, zipf, scale } => {
                 cached::run(&options, &cached).await?;
                 uncached::run(&options).await?;

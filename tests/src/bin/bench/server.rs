@@ -33,7 +33,8 @@ impl Server {
         Self::started(settings(options).data_dir(data_dir)).await
     }
 
-    async fn started(settings: sextant_tests::Options) -> Result<Self, Failure> {
+    /// As the settings say, without documents.
+    pub async fn started(settings: sextant_tests::Options) -> Result<Self, Failure> {
         let process = sextant_tests::Server::start(settings).await;
         let address = process.address().parse()?;
         Ok(Self { process, address })

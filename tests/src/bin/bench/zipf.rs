@@ -14,7 +14,7 @@ use crate::report::{Table, mib, ms, title};
 use crate::server::{SAMPLES, Server, search_path};
 use crate::{Failure, Options, texts};
 
-const QUERIES: usize = 10_000;
+pub const QUERIES: usize = 10_000;
 const CONNECTIONS: usize = 16;
 const SEED: u64 = 42;
 
@@ -76,20 +76,32 @@ pub async fn run(options: &Options, zipf: &ZipfOptions) -> Result<(), Failure> {
     Ok(())
 }
 
-async fn stream(server: &Server, requests: u64, cache: bool) -> Result<Run, Failure> {
-    let sums: Vec<f64> = (1..=QUERIES)
-        .scan(0.0, |sum, rank| {
+/// Draws queries, the `k`-th most frequent with a probability proportional to `1/k`.
+pub struct Draw {
+    sums: Vec<f64>,
+    random: RefCell<StdRng>,
+}
+
+impl Draw {
+    pub fn new() -> Self {
+        let sums = (1..=QUERIES).scan(0.0, |sum, rank| {
             *sum += 1.0 / rank as f64;
             Some(*sum)
-        })
-        .collect();
-    let all = sums[QUERIES - 1];
-    let random = RefCell::new(StdRng::seed_from_u64(SEED));
+        });
+        Self { sums: sums.collect(), random: RefCell::new(StdRng::seed_from_u64(SEED)) }
+    }
+
+    pub fn next(&self) -> String {
+        let place = self.random.borrow_mut().random_range(0.0..self.sums[QUERIES - 1]);
+        texts::query(self.sums.partition_point(|sum| *sum < place) as u64)
+    }
+}
+
+async fn stream(server: &Server, requests: u64, cache: bool) -> Result<Run, Failure> {
+    let draw = Draw::new();
     let headers = if cache { "" } else { "cache-control: no-cache\r\n" };
     let request = |_| {
-        let place = random.borrow_mut().random_range(0.0..all);
-        let rank = sums.partition_point(|sum| *sum < place);
-        let body = json!({ "query": texts::query(rank as u64) });
+        let body = json!({ "query": draw.next() });
         Cow::Owned(send("POST", &search_path(SAMPLES), headers, &body))
     };
     let until = Until::Requests(requests);

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BinaryHeap, HashMap};
 use std::fs;
 use std::io;
 use std::path::Path;
+use std::sync::atomic::{AtomicU32, Ordering as MemoryOrder};
 
 use serde::{Deserialize, Serialize};
 use tantivy::columnar::{Column, StrColumn};
@@ -14,11 +15,13 @@ use tantivy::schema::{
     FAST, Field, INDEXED, IndexRecordOption, JsonObjectOptions, OwnedValue, Schema,
     TextFieldIndexing, TextOptions,
 };
+use tantivy::tokenizer::{PreTokenizedString, TextAnalyzer, Token};
 use tantivy::{
     DocId, Index, IndexReader, IndexWriter, ReloadPolicy, Searcher, SegmentReader, TantivyDocument,
     TantivyError, Term,
 };
 
+use super::bm25::{self, LENGTH};
 use super::filter::{
     ATTRIBUTES, FilterFields, ID, NUMBERS, escape, indexed_number, indexed_string,
 };
@@ -29,7 +32,7 @@ use crate::domain::{Filter, Key, Value};
 use crate::ports::{Changes, FacetValue, Facets, IndexError, IndexedDocument};
 
 /// An index of another format, other words of the same text included, is made anew.
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
 const KEY: &str = "key";
 const WORDS: &str = "words";
 /// Share of deleted documents that makes a segment worth writing again.
@@ -41,10 +44,14 @@ pub struct Text {
     key: Field,
     id: Field,
     words: Field,
+    length: Field,
     attributes: Field,
     numbers: Field,
     filters: FilterFields,
+    analyzer: TextAnalyzer,
     query_words: QueryWords,
+    /// Words of a document on average, as of the last commit: the bits of an `f32`.
+    average_length: AtomicU32,
     writer_memory_bytes: usize,
 }
 
@@ -108,16 +115,21 @@ impl Text {
     fn new(index: Index, options: &Options) -> Result<Self, TantivyError> {
         let schema = index.schema();
         index.tokenizers().register(WORDS, words::analyzer());
-        let reader = index.reader_builder().reload_policy(ReloadPolicy::Manual).try_into()?;
+        let reader: IndexReader =
+            index.reader_builder().reload_policy(ReloadPolicy::Manual).try_into()?;
+        let average_length = bm25::average_length(&reader.searcher())?;
         Ok(Self {
             reader,
             key: schema.get_field(KEY)?,
             id: schema.get_field(ID)?,
             words: schema.get_field(WORDS)?,
+            length: schema.get_field(LENGTH)?,
             attributes: schema.get_field(ATTRIBUTES)?,
             numbers: schema.get_field(NUMBERS)?,
             filters: FilterFields::of(&schema)?,
+            analyzer: words::analyzer(),
             query_words: QueryWords::new(),
+            average_length: AtomicU32::new(average_length.to_bits()),
             writer_memory_bytes: options.writer_memory_bytes,
             index,
         })
@@ -158,7 +170,10 @@ impl Text {
         let mut commit = writer.prepare_commit().map_err(failed("commit"))?;
         commit.set_payload(&payload);
         commit.commit().map_err(failed("commit"))?;
-        self.reader.reload().map_err(failed("read"))
+        self.reader.reload().map_err(failed("read"))?;
+        let average = bm25::average_length(&self.reader.searcher()).map_err(failed("read"))?;
+        self.average_length.store(average.to_bits(), MemoryOrder::Relaxed);
+        Ok(())
     }
 
     fn document(&self, indexed: &IndexedDocument) -> TantivyDocument {
@@ -183,7 +198,14 @@ impl Text {
         let mut document = TantivyDocument::new();
         document.add_i64(self.key, indexed.key);
         document.add_text(self.id, &indexed.document.id);
-        document.add_text(self.words, words::composed(&indexed.text));
+        let mut words = PreTokenizedString { text: String::new(), tokens: Vec::new() };
+        words::for_each(&self.analyzer, &indexed.text, |word| {
+            let position = words.tokens.len();
+            words.tokens.push(Token { position, text: word.to_owned(), ..Token::default() });
+            true
+        });
+        document.add_u64(self.length, words.tokens.len() as u64);
+        document.add_pre_tokenized_text(self.words, words);
         document.add_object(self.attributes, attributes);
         document.add_object(self.numbers, numbers);
         document
@@ -211,10 +233,6 @@ impl Text {
     }
 
     /// The documents with the highest BM25 score for any word of the text.
-    ///
-    /// Adds the scores word by word, in the order of the words, where a walk over all words at
-    /// once would skip documents that cannot be among the best: its sums depend on the order in
-    /// which it meets the words, and documents with the same text would get different scores.
     pub fn matching(
         &self,
         text: &str,
@@ -223,18 +241,13 @@ impl Text {
     ) -> Result<Vec<Scored>, IndexError> {
         let search = || -> Result<Vec<Scored>, TantivyError> {
             let searcher = self.reader.searcher();
-            let weights = self
-                .query_words
-                .of(text)
-                .into_iter()
-                .map(|word| {
-                    self.word(&word).weight(EnableScoring::enabled_from_searcher(&searcher))
-                })
-                .collect::<Result<Vec<_>, _>>()?;
-            let mut best = Best::new(limit);
-            if weights.is_empty() || limit == 0 {
+            let words = self.query_words.of(text);
+            if words.is_empty() || limit == 0 {
                 return Ok(Vec::new());
             }
+            let average = f32::from_bits(self.average_length.load(MemoryOrder::Relaxed));
+            let words = bm25::Words::new(&searcher, self.words, &words, average)?;
+            let mut best = Best::new(limit);
             let restriction = match filter {
                 Some(filter) if !filter.is_empty() => {
                     Some(self.filters.query(filter).weight(unscored(&searcher))?)
@@ -242,12 +255,7 @@ impl Text {
                 _ => None,
             };
             for segment in searcher.segment_readers() {
-                let mut scores = vec![0.0_f32; segment.max_doc() as usize];
-                for weight in &weights {
-                    weight.for_each(segment, &mut |document, score| {
-                        scores[document as usize] += score;
-                    })?;
-                }
+                let scores = words.scores(segment)?;
                 let keys = keys_of(segment)?;
                 let mut offer = |document: DocId| {
                     let score = scores[document as usize];
@@ -326,12 +334,14 @@ fn schema() -> Schema {
         .set_index_option(IndexRecordOption::Basic);
     let words = TextFieldIndexing::default()
         .set_tokenizer(WORDS)
+        .set_fieldnorms(false)
         .set_index_option(IndexRecordOption::WithFreqs);
     let values = JsonObjectOptions::default().set_indexing_options(raw.clone()).set_fast("raw");
     let mut schema = Schema::builder();
     schema.add_i64_field(KEY, INDEXED | FAST);
     schema.add_text_field(ID, TextOptions::default().set_indexing_options(raw));
     schema.add_text_field(WORDS, TextOptions::default().set_indexing_options(words));
+    schema.add_u64_field(LENGTH, FAST);
     schema.add_json_field(ATTRIBUTES, values.clone());
     schema.add_json_field(NUMBERS, values);
     schema.build()

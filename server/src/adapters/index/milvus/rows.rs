@@ -72,18 +72,25 @@ pub fn schema(dimension: u32) -> CollectionSchema {
 }
 
 pub fn indexes() -> Vec<IndexParam> {
-    let parameters = [("M", CONNECTIVITY), ("efConstruction", EXPANSION_ADD)];
-    let parameters = parameters.map(|(name, value)| (name.to_owned(), value.to_owned()));
+    let graph = [("M", CONNECTIVITY), ("efConstruction", EXPANSION_ADD)];
+    let graph = graph.map(|(name, value)| (name.to_owned(), value.to_owned()));
+    // Servers have defaults of their own, and milvus-lite reads no parameters but in this form.
+    let weights = json!({
+        "bm25_k1": words::BM25_K1.to_string(),
+        "bm25_b": words::BM25_B.to_string(),
+    });
+    let weights = [("params".to_owned(), weights.to_string())];
     vec![
         IndexParam::new()
             .field_name(VECTOR)
             .index_type(IndexType::Hnsw)
             .metric_type(MetricType::Cosine)
-            .extra_params(parameters.into()),
+            .extra_params(graph.into()),
         IndexParam::new()
             .field_name(WEIGHTS)
             .index_type(IndexType::SparseInvertedIndex)
-            .metric_type(MetricType::Bm25),
+            .metric_type(MetricType::Bm25)
+            .extra_params(weights.into()),
     ]
 }
 
