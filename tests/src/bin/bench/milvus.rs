@@ -95,6 +95,7 @@ async fn filled(server: &MilvusLite) -> Result<MilvusIndex, Failure> {
     let index = MilvusIndex::connect(options, Arc::new(Metrics::new()))?;
     let collection = IndexedCollection {
         id: COLLECTION,
+        collection: COLLECTION,
         name: CollectionName::parse(PREFIX).map_err(|error| error.to_string())?,
         dimension: DIMENSION,
     };

@@ -183,9 +183,10 @@ impl<C: Client> Servers<C> {
     /// that they allow nor open them.
     pub async fn health(&self) -> Result<(), IndexError> {
         let limit = self.options.timeout;
-        let asked = self.all.iter().map(|server| {
-            Box::pin(async { server.client(&self.options).await?.health().await })
-        });
+        let asked = self
+            .all
+            .iter()
+            .map(|server| Box::pin(async { server.client(&self.options).await?.health().await }));
         match timeout(limit, futures::future::select_ok(asked)).await {
             Ok(Ok(_)) => Ok(()),
             Ok(Err(error)) => {

@@ -40,7 +40,8 @@ pub struct Found {
 }
 
 pub async fn index(stores: &Stores) -> Result<Index, Failure> {
-    let postgres = PgPoolOptions::new().max_connections(1).connect(&stores.database(&stores.primary)).await?;
+    let postgres =
+        PgPoolOptions::new().max_connections(1).connect(&stores.database(&stores.primary)).await?;
     let config = ConnectConfig::new()
         .uri(stores.milvus.endpoint())
         .rpc_timeout(TIMEOUT)
