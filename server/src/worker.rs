@@ -6,7 +6,7 @@
 //! that what it still sends cannot overtake the one that claims after it.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use rand::Rng;
@@ -32,7 +32,7 @@ const MAX_REASON: usize = 500;
 
 #[derive(Clone, Debug)]
 pub struct WorkerOptions {
-    /// Documents claimed at a time.
+    /// Documents claimed at a time at most.
     pub batch: usize,
     pub lease: Duration,
     pub max_attempts: u32,
@@ -46,6 +46,8 @@ pub struct Worker {
     pub options: WorkerOptions,
     /// Unique among all workers of all servers.
     pub name: String,
+    /// Documents to claim at a time now: fewer after a batch that took longer than its lease allows.
+    pub batch: AtomicUsize,
     /// Told of every collection whose visible generation was raised.
     pub raised: Box<dyn Fn(i64, i64) + Send + Sync>,
 }
@@ -79,7 +81,7 @@ impl Worker {
     /// # Errors
     /// When a dependency is not available. The batch is due again.
     pub async fn run_once(&self) -> Result<bool, WorkError> {
-        let (lease, batch) = (self.options.lease, self.options.batch);
+        let (lease, batch) = (self.options.lease, self.batch.load(Ordering::Relaxed));
         let models = self.embedders.hashes();
         let Some(claimed) = self.outbox.claim(&self.name, &models, batch, lease).await? else {
             return Ok(false);
@@ -88,10 +90,17 @@ impl Worker {
         let keys: Vec<Key> = claimed.rows.iter().map(|row| row.key).collect();
         let worked = timeout(lease.mul_f64(WORK_SHARE), self.work(claimed)).await;
         let error = match worked {
-            Ok(Ok(())) => return Ok(true),
+            Ok(Ok(())) => {
+                self.batch.store((batch * 2).min(self.options.batch), Ordering::Relaxed);
+                return Ok(true);
+            }
             Ok(Err(error)) => error,
             Err(_) => WorkError::TooSlow,
         };
+        if matches!(error, WorkError::TooSlow | WorkError::Embed(EmbedError::DeadlineExceeded)) {
+            // Long texts on a busy machine: all of it again would end the same way.
+            self.batch.store((keys.len() / 2).max(1), Ordering::Relaxed);
+        }
         // When this fails, too, the lease runs out.
         if let Err(error) = self.outbox.release(&self.name, collection, &keys, None).await {
             warn!(%error, "could not give a batch back, its lease must run out");

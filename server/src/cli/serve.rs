@@ -11,7 +11,7 @@ use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU64, AtomicUsize};
 use std::time::Duration;
 
 use clap::Args;
@@ -229,6 +229,7 @@ async fn start(
                     lease: Duration::from_millis(config.worker.lease_ms),
                     max_attempts: config.worker.max_attempts,
                 },
+                batch: AtomicUsize::new(config.worker.batch),
                 name: format!("{host}-{number}"),
                 raised: background::raise_in(redis.clone()),
             };

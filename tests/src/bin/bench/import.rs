@@ -37,7 +37,7 @@ pub async fn import(
 
 /// One document a line.
 pub fn lines(documents: &[Value]) -> String {
-    documents.iter().map(|document| format!("{document}\n")).collect()
+    documents.iter().flat_map(|document| [document.to_string(), "\n".to_owned()]).collect()
 }
 
 /// Waits until searches see what an operation wrote.

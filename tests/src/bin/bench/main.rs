@@ -127,7 +127,7 @@ fn run(cli: Cli) -> Result<(), Failure> {
             Command::Faults(faults) => faults::run(&options, &faults).await,
             Command::Relevance(relevance) => relevance::run(&options, &relevance).await,
             Command::Tiers(tiers) => tiers::run(&options, &tiers).await,
-            Command::Outbox(outbox) => outbox::run(&options, &outbox).await,
+            Command::Outbox(outbox) => Box::pin(outbox::run(&options, &outbox)).await,
             Command::Milvus => milvus::run(&options).await,
             Command::All { cached, zipf, scale } => {
                 cached::run(&options, &cached).await?;

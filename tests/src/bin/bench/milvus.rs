@@ -122,7 +122,7 @@ async fn plain(client: &ClientV2, vector: &[f32]) -> Result<(), Failure> {
         .collection_name(format!("{PREFIX}_{COLLECTION}"))
         .vector_field("vector")
         .vectors(SearchVectors::Float(vec![vector.to_vec()]))
-        .limit(LIMIT as i64)
+        .limit(i64::try_from(LIMIT)?)
         .extra_params([("ef".to_owned(), "128".to_owned())].into())
         .consistency_level(ConsistencyLevel::Strong)
         .build()?;

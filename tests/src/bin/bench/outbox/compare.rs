@@ -15,7 +15,7 @@ use crate::report::{Bars, Table};
 
 /// Rows of one answer of Milvus.
 const PAGE: usize = 5_000;
-const TIMEOUT: Duration = Duration::from_secs(60);
+const TIMEOUT: Duration = Duration::from_mins(1);
 /// How many differences are shown.
 const SHOWN: usize = 5;
 
@@ -115,7 +115,7 @@ async fn rows(index: &Index) -> Result<Rows, Failure> {
             .collection_name(format!("sextant_{}", index.collection))
             .filter(format!("key > {after}"))
             .output_fields(["key", "id", "version"])
-            .limit(PAGE as i64)
+            .limit(i64::try_from(PAGE)?)
             .extra_params(parameters.clone())
             .consistency_level(ConsistencyLevel::Strong)
             .build()?;
