@@ -150,8 +150,7 @@ impl Postgres {
 
     /// The options that `postgres` needs to be started with by hand, on the same port.
     pub fn options(&self) -> String {
-        let settings: String = SETTINGS.iter().map(|setting| format!(" -c {setting}")).collect();
-        format!("-p {}{settings}", self.port)
+        format!("-p {} -c {}", self.port, SETTINGS.join(" -c "))
     }
 
     /// A shell of the user who runs the server, with Postgres's programs in its path.
