@@ -8,7 +8,7 @@ use tokio::process::Command;
 use tokio::time::timeout;
 
 use crate::process::{PATIENCE, Process, StackError, children, free_port};
-use crate::shared::{self, Left};
+use crate::shared;
 
 const USER: &str = "sextant";
 const SETTINGS: [&str; 4] = [
@@ -46,12 +46,7 @@ impl Postgres {
         static SHARED: OnceLock<Result<Postgres, StackError>> = OnceLock::new();
         let start = async |dir: PathBuf| Self::primary_with(&dir, &["fsync=off"]).await;
         SHARED
-            .get_or_init(|| {
-                shared::start("postgres", start, |server: &Self| Left {
-                    pid: server.process.pid(),
-                    files: Vec::new(),
-                })
-            })
+            .get_or_init(|| shared::start("postgres", start, |server: &Self| server.process.pid()))
             .as_ref()
     }
 
@@ -155,9 +150,7 @@ impl Postgres {
 
     /// The options that `postgres` needs to be started with by hand, on the same port.
     pub fn options(&self) -> String {
-        let settings: Vec<String> =
-            SETTINGS.iter().map(|setting| format!("-c {setting}")).collect();
-        format!("-p {} {}", self.port, settings.join(" "))
+        format!("-p {} -c {}", self.port, SETTINGS.join(" -c "))
     }
 
     /// A shell of the user who runs the server, with Postgres's programs in its path.

@@ -431,6 +431,7 @@ impl RunningWorker {
             embedders: embedder.into(),
             metrics,
             options,
+            batch: AtomicUsize::new(256),
             name: "worker".to_owned(),
             raised: Box::new(|_, _| {}),
         };
