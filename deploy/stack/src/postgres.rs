@@ -8,7 +8,7 @@ use tokio::process::Command;
 use tokio::time::timeout;
 
 use crate::process::{PATIENCE, Process, StackError, children, free_port};
-use crate::shared;
+use crate::shared::{self, Left};
 
 const USER: &str = "sextant";
 const SETTINGS: [&str; 4] = [
@@ -46,7 +46,12 @@ impl Postgres {
         static SHARED: OnceLock<Result<Postgres, StackError>> = OnceLock::new();
         let start = async |dir: PathBuf| Self::primary_with(&dir, &["fsync=off"]).await;
         SHARED
-            .get_or_init(|| shared::start("postgres", start, |server: &Self| server.process.pid()))
+            .get_or_init(|| {
+                shared::start("postgres", start, |server: &Self| Left {
+                    pid: server.process.pid(),
+                    files: Vec::new(),
+                })
+            })
             .as_ref()
     }
 
