@@ -7,6 +7,7 @@ mod milvus;
 mod outbox;
 mod page;
 mod postgres;
+mod reindex;
 mod situation;
 
 use self::page::Page;
@@ -30,6 +31,7 @@ runbooks!(
     cache_flush: cache::flush,
     milvus_loss: milvus::loss,
     stuck_outbox: outbox::stuck,
+    reindex: reindex::reindex,
 );
 
 #[test]

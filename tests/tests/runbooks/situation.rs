@@ -38,15 +38,7 @@ impl Situation {
     }
 
     pub async fn start_server(&mut self, workers: &str) {
-        let (one, other) = (self.stores.primary.port(), self.stores.replica.port());
-        let primary = format!("postgres://sextant@127.0.0.1:{one},127.0.0.1:{other}/sextant");
-        let options = self
-            .stores
-            .options(Options::hash())
-            .set("postgres.primary", &primary)
-            .set("worker.concurrency", workers)
-            .set("auth.keys_file", self.keys.path().join("keys.yaml").to_str().unwrap());
-        let server = Server::start(options).await;
+        let server = Server::start(self.options(workers)).await;
         server
             .api
             .with_key(&self.key)
@@ -54,6 +46,18 @@ impl Situation {
             .await
             .ok();
         self.servers.push(server);
+    }
+
+    /// How a server is started. Each runs two models.
+    pub fn options(&self, workers: &str) -> Options {
+        let (one, other) = (self.stores.primary.port(), self.stores.replica.port());
+        let primary = format!("postgres://sextant@127.0.0.1:{one},127.0.0.1:{other}/sextant");
+        self.stores
+            .options(Options::hash())
+            .set("next_embedder.kind", "hash")
+            .set("postgres.primary", &primary)
+            .set("worker.concurrency", workers)
+            .set("auth.keys_file", self.keys.path().join("keys.yaml").to_str().unwrap())
     }
 
     /// Speaks to one of the servers.
