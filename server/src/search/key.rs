@@ -253,7 +253,7 @@ mod tests {
         let hex = |digest: Digest| format!("{:032x}", u128::from_be_bytes(digest));
         let key = result_key(7, &index, 9, &query("squat"));
         let keys = [hex(key.tag()), hex(EmbeddingKey::new(&index.embedding, "squat").0)];
-        let expected = ["50e201625368a62658395421b2ad38b7", "9d9004958e56a0ae169007e3b77430b2"];
+        let expected = ["532f73cf876944dd2cb359f922b763e2", "9d9004958e56a0ae169007e3b77430b2"];
         assert_eq!(keys, expected);
     }
 

@@ -12,7 +12,7 @@ use sextant_server::domain::{
     AttributeType, Collection, CollectionName, Document, EmbeddingVersion, Schema,
 };
 use sextant_server::metrics::Metrics;
-use sextant_server::ports::{DocumentStore, DocumentWrite, Outbox, StoreError, StoredVector};
+use sextant_server::ports::{DocumentStore, DocumentWrite, StoreError, StoredVector};
 use sextant_stack::postgres::Postgres;
 use sextant_stack::until;
 
@@ -318,23 +318,4 @@ async fn a_replica_of_an_idle_primary_stays_in_use() {
         start.elapsed() > Duration::from_secs(1)
     };
     until("time to pass", idle).await.unwrap();
-}
-
-#[tokio::test]
-async fn a_commit_wakes_whoever_waits_for_work() {
-    let url = database().await;
-    let (writer, worker) = (connect(options(&url, &[])).await, connect(options(&url, &[])).await);
-    let id = collection(&writer, "a").await.id;
-    // The first call begins to listen and returns when it does.
-    worker.wait_for_work(Duration::from_secs(10)).await;
-    let start = Instant::now();
-    let committed = async { writer.upsert(id, &[write("1", "one")], None).await.unwrap() };
-    tokio::join!(worker.wait_for_work(Duration::from_secs(10)), committed);
-    assert!(start.elapsed() < Duration::from_secs(5));
-    assert!(
-        worker.claim("w", &[embedding().hash], 10, Duration::from_mins(1)).await.unwrap().is_some()
-    );
-    let start = Instant::now();
-    worker.wait_for_work(Duration::from_millis(50)).await;
-    assert!(start.elapsed() < Duration::from_secs(5));
 }

@@ -5,7 +5,6 @@ mod fault;
 mod hosts;
 mod indexes;
 mod lag;
-mod listen;
 mod nodes;
 mod outbox;
 mod read;
@@ -14,13 +13,12 @@ mod write;
 
 use std::fmt;
 use std::ops::RangeInclusive;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use sqlx::postgres::PgRow;
 use sqlx::{ConnectOptions, Connection, Row};
-use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
@@ -81,10 +79,7 @@ pub struct NodeStatus {
 
 pub struct PostgresStore {
     nodes: Arc<Nodes>,
-    /// Raised when there may be work in the outbox.
-    work: watch::Sender<u64>,
-    listening: OnceLock<()>,
-    /// Probes, and the one that listens; they end with the store.
+    /// Probes, which end with the store.
     tasks: Mutex<JoinSet<()>>,
     metrics: Arc<Metrics>,
 }
@@ -108,13 +103,7 @@ impl PostgresStore {
             tasks.spawn(Arc::clone(&nodes).watch(index));
         }
         migrate(&nodes).await.map_err(failed("migrate the documents"))?;
-        Ok(Self {
-            nodes,
-            work: watch::Sender::new(0),
-            listening: OnceLock::new(),
-            tasks: Mutex::new(tasks),
-            metrics,
-        })
+        Ok(Self { nodes, tasks: Mutex::new(tasks), metrics })
     }
 
     /// The state of every node.
@@ -129,18 +118,6 @@ impl PostgresStore {
             .collect()
     }
 
-    /// Returns when there may be work in the outbox, at most after `at_most`.
-    pub async fn wait_for_work(&self, at_most: Duration) {
-        let mut work = self.work.subscribe();
-        self.listening.get_or_init(|| {
-            let (nodes, metrics) = (Arc::clone(&self.nodes), Arc::clone(&self.metrics));
-            let mut tasks = self.tasks.lock().unwrap_or_else(PoisonError::into_inner);
-            tasks.spawn(listen::listen(nodes, self.work.clone(), metrics));
-        });
-        // Both ends mean the same: look.
-        let _ = timeout(at_most, work.changed()).await;
-    }
-
     /// Something could not be asked from the primary and was answered without.
     fn primary_missed(&self, error: &Error) {
         tracing::debug!(?error, "read from a replica only");
@@ -149,7 +126,7 @@ impl PostgresStore {
 }
 
 async fn migrate(nodes: &Nodes) -> Result<(), Error> {
-    let (_, options) = nodes.primary_options().await?;
+    let options = nodes.primary_options().await?;
     // A server that starts may wait for another that migrates.
     let options = options.options([("statement_timeout", "0")]);
     let migration = async {

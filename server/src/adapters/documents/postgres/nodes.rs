@@ -390,26 +390,10 @@ impl Nodes {
         Ok(State::Standby { current })
     }
 
-    /// Connects to the primary outside the pools, for long statements and for listening. With the
-    /// connection comes the node's place, see [`Self::primary_moved`].
-    pub async fn primary_options(&self) -> Result<(usize, PgConnectOptions), Error> {
+    /// To connect to the primary outside the pools, for long statements.
+    pub async fn primary_options(&self) -> Result<PgConnectOptions, Error> {
         let node = self.primary().await?;
-        Ok((node.index, self.all[node.index].host.options.clone()))
-    }
-
-    /// Returns when the primary is another node, or none.
-    pub async fn primary_moved(&self, index: usize) {
-        let mut states = self.states.subscribe();
-        // An error means that the sender is gone, which `self` holds.
-        let _ = states.wait_for(|nodes| primary(nodes) != Some(index)).await;
-    }
-
-    pub fn connect_timeout(&self) -> Duration {
-        self.connect_timeout
-    }
-
-    pub fn probe_period(&self) -> Duration {
-        self.probe_period
+        Ok(self.all[node.index].host.options.clone())
     }
 
     /// Closes the pools; what hangs is left behind.

@@ -322,7 +322,6 @@ pub async fn retry(pool: &PgPool, collection: i64) -> Result<u64, sqlx::Error> {
     .bind(collection)
     .execute(&mut *transaction)
     .await?;
-    sqlx::query("SELECT pg_notify('sextant_outbox', '')").execute(&mut *transaction).await?;
     transaction.commit().await?;
     Ok(retried.rows_affected())
 }
@@ -341,7 +340,6 @@ pub async fn enqueue_all(pool: &PgPool, collection: i64) -> Result<u64, sqlx::Er
     .bind(collection)
     .execute(&mut *transaction)
     .await?;
-    sqlx::query("SELECT pg_notify('sextant_outbox', '')").execute(&mut *transaction).await?;
     transaction.commit().await?;
     Ok(made.rows_affected())
 }

@@ -217,14 +217,12 @@ pub async fn upsert(
                  bulk = outbox.bulk AND excluded.bulk, attempts = 0, reason = NULL,
                  set_aside_at = NULL,
                  due_at = CASE WHEN outbox.claimed_by IS NULL THEN now() ELSE outbox.due_at END
-             RETURNING pg_notify('sextant_outbox', '')
          )
          UPDATE collections SET
              documents = documents + (SELECT count(*) FROM given) - (SELECT count(*) FROM old),
              schema = coalesce($10::json, schema)
          WHERE id = $1
-         RETURNING documents, (SELECT count(*) FROM owed) AS owed,
-                   ARRAY(SELECT id FROM written) AS ids, ARRAY(SELECT key FROM written) AS keys",
+         RETURNING documents, ARRAY(SELECT id FROM written) AS ids, ARRAY(SELECT key FROM written) AS keys",
     )
     .bind(collection)
     .bind(generation)
@@ -273,12 +271,10 @@ pub async fn delete(
                  bulk = outbox.bulk AND excluded.bulk, attempts = 0, reason = NULL,
                  set_aside_at = NULL,
                  due_at = CASE WHEN outbox.claimed_by IS NULL THEN now() ELSE outbox.due_at END
-             RETURNING pg_notify('sextant_outbox', '')
          )
          UPDATE collections SET documents = documents - (SELECT count(*) FROM gone)
          WHERE id = $1
-         RETURNING documents, (SELECT count(*) FROM owed) AS owed,
-                   ARRAY(SELECT key FROM gone) AS keys",
+         RETURNING documents, ARRAY(SELECT key FROM gone) AS keys",
     )
     .bind(collection)
     .bind(generation)

@@ -162,7 +162,7 @@ pub trait Reads: Sync {
         expression: &str,
         limit: usize,
     ) -> Result<Vec<Scored>, IndexError> {
-        let mut fetched = (limit + TIES).min(MAX_HITS).max(limit);
+        let mut fetched = (limit + TIES).min(MAX_HITS);
         loop {
             let mut hits = self.search_once(collection, wanted, expression, fetched).await?;
             let last = hits.last().map(|hit| hit.score);
