@@ -7,7 +7,7 @@ use utoipa::ToSchema;
 
 use super::{AnswerParts, Query, SearchError};
 use crate::catalog::OpenCollection;
-use crate::domain::fusion::Scored;
+use crate::domain::fusion::{self, Scored};
 use crate::domain::snippet::snippet;
 use crate::domain::{Document, Key, Value};
 use crate::ports::{Embedding, Facets};
@@ -141,8 +141,9 @@ pub fn answer(ranked: Ranked<'_>) -> Result<AnswerParts, SearchError> {
 
 fn position(list: &[Scored], key: Key) -> Option<RetrieverScore> {
     list.iter()
-        .position(|hit| hit.key == key)
-        .map(|i| RetrieverScore { rank: i + 1, score: list[i].score })
+        .zip(fusion::ranks(list))
+        .find(|(hit, _)| hit.key == key)
+        .map(|(hit, rank)| RetrieverScore { rank, score: hit.score })
 }
 
 /// The text to take the snippet from: all text fields but the first, which is the title, unless

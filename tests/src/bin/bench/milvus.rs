@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use milvus::v2::prelude::{
-    ClientV2, ConnectConfig, ConsistencyLevel, RetryConfig, SearchRequest, SearchVectors,
-    TelemetryConfig,
+    ClientV2, ConnectConfig, ConsistencyLevel, FlushRequest, RetryConfig, SearchRequest,
+    SearchVectors, TelemetryConfig,
 };
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
@@ -22,7 +22,7 @@ const DOCUMENTS: i64 = 10_000;
 const DIMENSION: usize = 384;
 const PART: i64 = 500;
 /// Searches of each kind in a round.
-const SEARCHES: usize = 200;
+const SEARCHES: usize = 40;
 const LIMIT: usize = 10;
 const PREFIX: &str = "bench";
 const COLLECTION: i64 = 1;
@@ -38,6 +38,8 @@ pub async fn run(options: &Options) -> Result<(), Failure> {
         .retry(RetryConfig::new().max_attempts(1))
         .telemetry(TelemetryConfig::new().enabled(false));
     let client = ClientV2::new(&config).await?;
+    let flush = FlushRequest::builder().collection_names([format!("{PREFIX}_{COLLECTION}")]);
+    client.flush(flush.build()?).await?;
     let mut random = StdRng::seed_from_u64(6);
     title(&format!("A search of Milvus, {DOCUMENTS} x {DIMENSION}"));
     let mut table =
