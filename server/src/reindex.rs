@@ -189,14 +189,14 @@ impl Reindex {
         let description = index.description(name);
         let of = collection.generation;
         self.patiently(|| self.take(&description)).await?;
-        self.build(embedder, &mut index, &description, |generation| {
+        self.build(embedder, &mut index, &description, of, |generation| {
             tell(Progress { generation, of });
         })
         .await?;
         if !force {
             self.check_servers(&index.embedding).await?;
         }
-        self.change_over(embedder, &mut index, &description).await?;
+        self.change_over(embedder, name, &mut index, &description).await?;
         self.patiently(|| async { Ok(self.index.publish(&description).await?) }).await?;
         self.drop_all_but_the_last(name, collection.id).await?;
         Ok(index)
@@ -234,15 +234,17 @@ impl Reindex {
         }
     }
 
-    /// Brings the index up to everything that is committed.
+    /// Brings the index up to a generation. What is committed meanwhile is for the next time: it could
+    /// go on without end.
     async fn build(
         &self,
         embedder: &Arc<dyn Embedder>,
         index: &mut StoredIndex,
         description: &IndexedCollection,
+        until: i64,
         mut tell: impl FnMut(i64),
     ) -> Result<(), ReindexError> {
-        loop {
+        while index.generation < until {
             let at = &*index;
             let generation = self
                 .patiently(|| async {
@@ -253,10 +255,12 @@ impl Reindex {
                 .await?;
             tell(generation);
             if generation == index.generation {
-                return Ok(());
+                // The last changes were documents that are gone by now.
+                break;
             }
             index.generation = generation;
         }
+        Ok(())
     }
 
     /// Brings the index up to the next changes; the generation that it has then.
@@ -369,6 +373,7 @@ impl Reindex {
     async fn change_over(
         &self,
         embedder: &Arc<dyn Embedder>,
+        name: &CollectionName,
         index: &mut StoredIndex,
         description: &IndexedCollection,
     ) -> Result<(), ReindexError> {
@@ -376,7 +381,8 @@ impl Reindex {
             // Nothing more becomes visible from here on, save what workers have at hand.
             self.patiently(|| async { Ok(self.outbox.hold(index.collection, HOLD).await?) })
                 .await?;
-            self.build(embedder, index, description, |_| {}).await?;
+            let until = self.patiently(|| self.collection(name)).await?.generation;
+            self.build(embedder, index, description, until, |_| {}).await?;
             let at = &*index;
             let activated = self
                 .patiently(|| async { Ok(self.outbox.activate(at, &self.builder).await?) })

@@ -4,15 +4,17 @@ use std::collections::BTreeSet;
 use std::process::Output;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use reqwest::StatusCode;
 use serde_json::{Value, json};
 use sextant_tests::production::Stores;
-use sextant_tests::{Api, Options, Server};
+use sextant_tests::{Api, Options, PATIENCE, Server};
 
 use super::{COLLECTION, collection, document, import, lines, until};
 
 const DOCUMENTS: usize = 1_000;
+const WRITE_EVERY: Duration = Duration::from_millis(50);
 const FIRST_MODEL: &str = "hashed-words";
 const NEXT_MODEL: &str = "hashed-words-1";
 
@@ -32,7 +34,8 @@ async fn started() -> (Stores, Vec<Server>) {
 
 async fn reindex(options: &Options, arguments: &[&str]) -> Output {
     let arguments = [&["reindex", "--collection", COLLECTION], arguments].concat();
-    options.cli(&arguments).output().await.unwrap()
+    let running = options.cli(&arguments).output();
+    tokio::time::timeout(PATIENCE, running).await.unwrap().unwrap()
 }
 
 async fn succeeded(options: &Options, arguments: &[&str]) -> String {
@@ -73,7 +76,10 @@ impl Load {
         let (api, stopped) = (servers[0].api.clone(), Arc::clone(&stop));
         let writes = tokio::spawn(async move {
             let mut written = 0;
+            // As many as one Milvus takes in beside the build.
+            let mut beats = tokio::time::interval(WRITE_EVERY);
             while !stopped.load(Ordering::Relaxed) {
+                beats.tick().await;
                 let answer = api.import(COLLECTION, lines(next(written), 1)).await;
                 assert_eq!(answer.status, StatusCode::ACCEPTED, "{}", answer.text);
                 written += 1;
