@@ -2,8 +2,8 @@
 //! fixed sets or names that the server admitted; never the text of a query.
 
 use prometheus::{
-    Counter, CounterVec, Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounterVec,
-    IntGauge, IntGaugeVec, Opts, Registry,
+    Counter, CounterVec, Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter,
+    IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
 };
 
 /// From a cache hit to a slow import, in seconds.
@@ -138,6 +138,9 @@ metrics! {
     /// Answers of Milvus that lacked documents it was known to have.
     milvus_short_answers: Counter = |help| Counter::new(
         "sextant_milvus_short_answers_total", help);
+    /// Documents that the index did not have as they are stored, and that workers index again.
+    index_differences: IntCounter = |help| IntCounter::new(
+        "sextant_index_differences_total", help);
     /// Work in the background that failed and is tried again, by task.
     background_failures: IntCounterVec = |help| IntCounterVec::new(
         Opts::new("sextant_background_failures_total", help), &["task"]);

@@ -185,6 +185,17 @@ pub trait SearchIndex: Send + Sync + 'static {
         values: usize,
     ) -> Result<Facets, IndexError>;
 
+    /// The versions of up to `limit` documents in the order of their keys, after `after`, where
+    /// the index keeps versions.
+    async fn versions(
+        &self,
+        _collection: i64,
+        _after: Option<Key>,
+        _limit: usize,
+    ) -> Result<Vec<Version>, IndexError> {
+        Err(IndexError::Unsupported("this index keeps no versions"))
+    }
+
     /// Documents in the index.
     async fn count(&self, collection: i64) -> Result<u64, IndexError>;
 
@@ -246,6 +257,20 @@ pub struct IndexedDocument {
     /// The searched text, see [`Document::text`].
     pub text: String,
     pub vector: Arc<[f32]>,
+}
+
+impl IndexedDocument {
+    /// A whole document as an index keeps it.
+    pub fn of(
+        key: Key,
+        version: i64,
+        document: Document,
+        schema: &Schema,
+        vector: Arc<[f32]>,
+    ) -> Self {
+        let text = document.text(schema);
+        Self { key, version, document: document.without_texts(schema), text, vector }
+    }
 }
 
 /// Per requested field, in the order of the request: its values with their counts.
@@ -535,6 +560,19 @@ pub trait Outbox: Indexes {
     /// many.
     async fn enqueue_all(&self, collection: i64) -> Result<u64, StoreError>;
 
+    /// As [`Self::enqueue_all`] for some keys. One that is no document's is to be deleted from the
+    /// index.
+    async fn enqueue(&self, collection: i64, keys: &[Key]) -> Result<u64, StoreError>;
+
+    /// What the index of a collection must have: up to `limit` documents and rows, each in the order
+    /// of their keys after `after`.
+    async fn expected(
+        &self,
+        collection: i64,
+        after: Option<Key>,
+        limit: usize,
+    ) -> Result<Expected, StoreError>;
+
     /// Rows that wait, and the age of the oldest.
     async fn backlog(&self) -> Result<Backlog, StoreError>;
 }
@@ -560,6 +598,25 @@ pub struct ClaimedDocument {
     pub document: Document,
     /// The vector when it is that of the present text.
     pub embedding: Option<StoredVector>,
+}
+
+/// Generation of a document's last change.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Version {
+    pub key: Key,
+    pub version: i64,
+}
+
+/// A part of what an index must have.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Expected {
+    /// The index that is searched.
+    pub index: i64,
+    /// Of the whole collection, those for which no row waits.
+    pub documents: u64,
+    pub versions: Vec<Version>,
+    /// Those for which rows wait: the index may have them in any version.
+    pub waiting: Vec<Key>,
 }
 
 /// A claimed row whose change the index has.

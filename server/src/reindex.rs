@@ -12,10 +12,10 @@ use tokio::time::{sleep, timeout};
 
 use crate::domain::{Collection, CollectionName, EmbeddingVersion};
 use crate::embedders::Embedders;
+use crate::indexing;
 use crate::ports::{
-    Changes, ClaimedDocument, ClaimedRow, Class, DocumentStore, Done, EmbedError, Embedder,
-    IndexError, IndexedCollection, IndexedDocument, Missing, Outbox, SearchIndex, StoreError,
-    StoredIndex, StoredVector, Urgency,
+    ClaimedDocument, DocumentStore, Done, EmbedError, Embedder, IndexError, IndexedCollection,
+    Missing, Outbox, SearchIndex, StoreError, StoredIndex,
 };
 
 /// Documents that are embedded and indexed together.
@@ -291,47 +291,10 @@ impl Reindex {
         missing: &Missing,
         description: &IndexedCollection,
     ) -> Result<Vec<Done>, ReindexError> {
-        let texts: Vec<(usize, Arc<str>)> = missing
-            .rows
-            .iter()
-            .enumerate()
-            .filter_map(|(place, row)| match &row.document {
-                Some(ClaimedDocument { document, embedding: None }) => {
-                    Some((place, document.text(&missing.schema).into()))
-                }
-                _ => None,
-            })
-            .collect();
         let deadline = Instant::now() + self.lease.mul_f64(WORK_SHARE);
-        let urgency = Urgency { class: Class::Bulk, deadline };
-        let wanted = texts.iter().map(|(_, text)| Arc::clone(text)).collect();
-        let embeddings = embedder.embed_patiently(wanted, urgency).await?;
-        let mut made = vec![None; missing.rows.len()];
-        for ((place, _), embedding) in texts.iter().zip(embeddings) {
-            let (vector, truncated) = (embedding.vector, embedding.truncated);
-            made[*place] = Some(StoredVector { vector, truncated });
-        }
-        let mut changes = Changes { generation: missing.generation, ..Changes::default() };
-        let mut done = Vec::with_capacity(made.len());
-        for (row, made) in missing.rows.iter().zip(made) {
-            let ClaimedRow { key, version, document } = row;
-            match document {
-                None => changes.deletes.push(*key),
-                Some(ClaimedDocument { document, embedding }) => {
-                    let vector = made.as_ref().or(embedding.as_ref()).ok_or_else(|| {
-                        EmbedError::Failed("too few vectors came back".to_owned())
-                    })?;
-                    changes.upserts.push(IndexedDocument {
-                        key: *key,
-                        version: *version,
-                        text: document.text(&missing.schema),
-                        document: document.clone().without_texts(&missing.schema),
-                        vector: Arc::clone(&vector.vector),
-                    });
-                }
-            }
-            done.push(Done { key: *key, version: *version, embedding: made });
-        }
+        let rows = missing.rows.clone();
+        let (changes, done) =
+            indexing::changes(&**embedder, &missing.schema, rows, deadline).await?;
         self.index.apply(description.id, changes).await?;
         Ok(done)
     }

@@ -16,10 +16,10 @@ use tracing::{info, warn};
 use crate::catalog::{Catalog, CatalogError};
 use crate::domain::{Collection, Key};
 use crate::embedders::Embedders;
+use crate::indexing;
 use crate::metrics::Metrics;
 use crate::ports::{
-    Changes, Claimed, ClaimedDocument, ClaimedRow, Class, Done, EmbedError, Failure, IndexError,
-    IndexedCollection, IndexedDocument, Outbox, StoreError, StoredVector, Urgency,
+    Claimed, ClaimedRow, EmbedError, Failure, IndexError, IndexedCollection, Outbox, StoreError,
 };
 
 /// Shares of a lease that embedding and the whole batch may take.
@@ -135,28 +135,17 @@ impl Worker {
 
     /// Embeds, indexes and completes some rows.
     async fn part(&self, collection: &Collection, rows: Vec<ClaimedRow>) -> Result<(), Fault> {
-        let made = self.embed(collection, &rows).await?;
-        let mut changes = Changes::default();
-        let mut done = Vec::with_capacity(rows.len());
-        for (row, made) in rows.into_iter().zip(made) {
-            changes.generation = changes.generation.max(row.version);
-            match row.document {
-                None => changes.deletes.push(row.key),
-                Some(ClaimedDocument { document, embedding }) => {
-                    let Some(vector) = made.as_ref().or(embedding.as_ref()) else {
-                        return Err(Fault::Poison("no vector was made".to_owned()));
-                    };
-                    changes.upserts.push(IndexedDocument {
-                        key: row.key,
-                        version: row.version,
-                        text: document.text(&collection.schema),
-                        document: document.without_texts(&collection.schema),
-                        vector: Arc::clone(&vector.vector),
-                    });
-                }
-            }
-            done.push(Done { key: row.key, version: row.version, embedding: made });
-        }
+        let deadline = Instant::now() + self.options.lease.mul_f64(EMBED_SHARE);
+        // The outbox gave only what is of these models.
+        let embedder = self
+            .embedders
+            .of(&collection.embedding)
+            .map_err(|error| Fault::Environment(WorkError::Embed(error)))?;
+        let made = indexing::changes(&**embedder, &collection.schema, rows, deadline).await;
+        let (changes, done) = made.map_err(|error| match error {
+            EmbedError::Failed(_) => Fault::Poison(error.to_string()),
+            error => Fault::Environment(WorkError::Embed(error)),
+        })?;
         self.catalog.index.apply(collection.index, changes).await.map_err(|error| match error {
             IndexError::Io { .. } => Fault::Poison(reason(&error)),
             error => Fault::Environment(WorkError::Index(error)),
@@ -170,42 +159,6 @@ impl Worker {
         self.catalog.raise(collection.id, visible);
         (self.raised)(collection.id, visible);
         Ok(())
-    }
-
-    /// Vectors for the rows that need one made.
-    async fn embed(
-        &self,
-        collection: &Collection,
-        rows: &[ClaimedRow],
-    ) -> Result<Vec<Option<StoredVector>>, Fault> {
-        let mut made = vec![None; rows.len()];
-        let (mut places, mut texts) = (Vec::new(), Vec::<Arc<str>>::new());
-        for (place, row) in rows.iter().enumerate() {
-            if let Some(ClaimedDocument { document, embedding: None }) = &row.document {
-                places.push(place);
-                texts.push(document.text(&collection.schema).into());
-            }
-        }
-        if texts.is_empty() {
-            return Ok(made);
-        }
-        let deadline = Instant::now() + self.options.lease.mul_f64(EMBED_SHARE);
-        let urgency = Urgency { class: Class::Bulk, deadline };
-        // The outbox gave only what is of these models.
-        let embedder = self
-            .embedders
-            .of(&collection.embedding)
-            .map_err(|error| Fault::Environment(WorkError::Embed(error)))?;
-        let embeddings = match embedder.embed_patiently(texts, urgency).await {
-            Ok(embeddings) => embeddings,
-            Err(error @ EmbedError::Failed(_)) => return Err(Fault::Poison(error.to_string())),
-            Err(error) => return Err(Fault::Environment(WorkError::Embed(error))),
-        };
-        for (place, embedding) in places.into_iter().zip(embeddings) {
-            let (vector, truncated) = (embedding.vector, embedding.truncated);
-            made[place] = Some(StoredVector { vector, truncated });
-        }
-        Ok(made)
     }
 
     async fn fail(

@@ -23,10 +23,12 @@ use tracing_subscriber::EnvFilter;
 
 use self::stores::Stores;
 use super::Failure;
+use crate::adapters::cache::redis::RedisCache;
 use crate::auth::Keys;
 use crate::cache::shared::SharedCache;
 use crate::catalog::Catalog;
 use crate::config::{Config, DocumentsKind, EmbedderKind, IndexKind, LogConfig, LogFormat};
+use crate::embedders::Embedders;
 use crate::http::{self, AppState, Services, Shared};
 use crate::ingest::Ingest;
 use crate::listen::{self, Bounds};
@@ -197,18 +199,7 @@ async fn start(
         seed::seed(&catalog, &ingest, collection, file).await?;
     }
     let redis = stores::connect_redis(config, metrics)?;
-    let mut search = Search::new(
-        Arc::clone(&catalog),
-        embedders.clone(),
-        Arc::clone(metrics),
-        config.cache.results(),
-        config.cache.embeddings(),
-    )
-    .with_shared(redis.clone().map(|redis| redis as Arc<dyn SharedCache>));
-    if config.index.kind != IndexKind::Local {
-        search = search.with_max_stale(config.cache.max_stale());
-    }
-    let search = Arc::new(search);
+    let search = Arc::new(search(config, &catalog, &embedders, metrics, redis.clone()));
     let popularity = Arc::new(Popularity::new(Arc::clone(&store), Arc::clone(metrics)));
     let mut background = background::tasks(state, &catalog, &popularity, metrics);
     let (stop_workers, workers_stop) = watch::channel(false);
@@ -218,6 +209,9 @@ async fn start(
         let host = std::env::var("HOSTNAME").unwrap_or_default();
         let host = format!("{host}/{}-{:08x}", config.server.listen, rand::random::<u32>());
         background.push(background::announce(&outbox, &host, &embedders, metrics));
+        if config.worker.concurrency > 0 {
+            background.push(background::verify(&catalog, &outbox, metrics));
+        }
         for number in 0..config.worker.concurrency {
             let worker = Worker {
                 catalog: Arc::clone(&catalog),
@@ -253,6 +247,24 @@ async fn start(
         },
     });
     Ok(Parts { store, index, popularity, background, stop_workers, workers })
+}
+
+fn search(
+    config: &Config,
+    catalog: &Arc<Catalog>,
+    embedders: &Embedders,
+    metrics: &Arc<Metrics>,
+    redis: Option<Arc<RedisCache>>,
+) -> Search {
+    let (results, embeddings) = (config.cache.results(), config.cache.embeddings());
+    let (catalog, metrics) = (Arc::clone(catalog), Arc::clone(metrics));
+    let search = Search::new(catalog, embedders.clone(), metrics, results, embeddings)
+        .with_shared(redis.map(|redis| redis as Arc<dyn SharedCache>));
+    if config.index.kind == IndexKind::Local {
+        search
+    } else {
+        search.with_max_stale(config.cache.max_stale())
+    }
 }
 
 /// Signals that ask for the end.

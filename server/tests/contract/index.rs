@@ -4,7 +4,7 @@
 //! starts empty and can be opened again.
 
 mod local;
-mod milvus;
+pub mod milvus;
 mod milvus_v1;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -59,6 +59,7 @@ macro_rules! index_contract {
                 a_filter_changes_no_score,
                 words_are_scored_by_bm25_with_exact_lengths,
                 a_limit_is_kept,
+                versions_are_listed_in_the_order_of_their_keys,
                 a_vector_of_another_length_is_refused_and_changes_nothing,
                 searches_run_while_documents_are_written,
                 an_unknown_collection_is_not_open,
@@ -715,6 +716,29 @@ pub async fn a_limit_is_kept(place: &dyn Place) {
             assert!(hits.is_none_or(|hits| hits.len() == limit));
         }
     }
+}
+
+pub async fn versions_are_listed_in_the_order_of_their_keys(place: &dyn Place) {
+    let index = open(place).await;
+    let listed = |after, limit| {
+        let versions = index.versions(ID, after, limit);
+        async move { versions.await.unwrap().iter().map(|v| (v.key, v.version)).collect::<Vec<_>>() }
+    };
+    assert_eq!(listed(None, 5).await, []);
+    let mut documents = small_collection();
+    for document in &mut documents {
+        document.version = document.key * 10;
+    }
+    documents.reverse();
+    index.apply(ID, upserts(1, documents)).await.unwrap();
+    let mut changed = document(7, "Rest", &[]);
+    changed.version = 500;
+    let deletes = vec![6];
+    index.apply(ID, Changes { generation: 2, upserts: vec![changed], deletes }).await.unwrap();
+    assert_eq!(listed(None, 3).await, [(1, 10), (2, 20), (3, 30)]);
+    assert_eq!(listed(Some(4), 3).await, [(5, 50), (7, 500), (8, 80)]);
+    assert_eq!(listed(Some(39), 3).await, [(40, 400)]);
+    assert_eq!(listed(Some(40), 3).await, []);
 }
 
 pub async fn a_vector_of_another_length_is_refused_and_changes_nothing(place: &dyn Place) {

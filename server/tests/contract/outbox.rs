@@ -9,6 +9,7 @@ use proptest::strategy::ValueTree;
 use sextant_server::domain::Key;
 use sextant_server::ports::{
     Backlog, Claimed, DocumentStore, DocumentWrite, Done, Failure, Outbox, Progress, StoreError,
+    Version,
 };
 use sextant_stack::until;
 
@@ -300,6 +301,50 @@ pub async fn all_documents_can_be_left_to_the_workers_again(store: Store, outbox
     assert_eq!(known.embedding, Some(vector(0.5)), "nothing is embedded again");
 }
 
+pub async fn some_keys_can_be_left_to_the_workers_again(store: Store, outbox: Rows) {
+    let id = collection(&*store, "a").await.id;
+    let writes = [write("1", "one"), write("2", "two"), write("3", "three")];
+    let (generation, keys) = upsert(&store, id, &writes).await;
+    let claimed = claim(&outbox, "w").await.unwrap();
+    outbox.complete("w", id, &done(&claimed)).await.unwrap();
+    let (later, _) = upsert(&store, id, &[write("2", "deux")]).await;
+    let unknown = keys[2] + 1;
+    let wanted = [keys[0], keys[1], unknown];
+    assert_eq!(outbox.enqueue(id, &wanted).await.unwrap(), 2, "one waits already");
+    assert_eq!(outbox.enqueue(id, &wanted).await.unwrap(), 0);
+    let claimed = claim(&outbox, "w").await.unwrap();
+    let found: Vec<_> =
+        claimed.rows.iter().map(|row| (row.key, row.version, row.document.is_some())).collect();
+    let expected = [(keys[0], generation, true), (keys[1], later, true), (unknown, later, false)];
+    assert_eq!(found, expected);
+    outbox.complete("w", id, &done(&claimed)).await.unwrap();
+    assert_eq!(outbox.backlog().await.unwrap(), Backlog::default());
+}
+
+pub async fn what_an_index_must_have_is_told_a_page_at_a_time(store: Store, outbox: Rows) {
+    let made = collection(&*store, "a").await;
+    let id = made.id;
+    let other = collection(&*store, "b").await.id;
+    let (_, first) = upsert(&store, id, &[write("1", "one"), write("2", "two")]).await;
+    upsert(&store, other, &[write("1", "one")]).await;
+    let (second, last) = upsert(&store, id, &[write("3", "three")]).await;
+    while let Some(claimed) = claim(&outbox, "w").await {
+        outbox.complete("w", claimed.collection.id, &done(&claimed)).await.unwrap();
+    }
+    upsert(&store, id, &[write("2", "deux"), write("4", "four")]).await;
+    store.delete(id, &["1".to_owned()]).await.unwrap();
+    let of = |version: &Version| (version.key, version.version);
+    let page = outbox.expected(id, None, 2).await.unwrap();
+    assert_eq!((page.index, page.documents), (made.index, 1));
+    let versions: Vec<_> = page.versions.iter().map(of).collect();
+    assert_eq!(versions, [(first[1], second + 1), (last[0], second)]);
+    assert_eq!(page.waiting, first, "one was written, one was deleted");
+    let next = outbox.expected(id, Some(last[0]), 2).await.unwrap();
+    assert_eq!((next.versions.len(), next.waiting.len()), (1, 1));
+    let gone = outbox.expected(other + 1_000, None, 2).await;
+    assert!(matches!(gone, Err(StoreError::NoCollection)), "{gone:?}");
+}
+
 pub async fn a_deleted_collection_leaves_no_work(store: Store, outbox: Rows) {
     let id = collection(&*store, "a").await.id;
     upsert(&store, id, &[write("1", "one")]).await;
@@ -431,6 +476,8 @@ outbox_suite!(
     no_collection_waits_for_the_end_of_anothers_import,
     progress_counts_the_writes_of_a_generation,
     all_documents_can_be_left_to_the_workers_again,
+    some_keys_can_be_left_to_the_workers_again,
+    what_an_index_must_have_is_told_a_page_at_a_time,
     a_deleted_collection_leaves_no_work,
     nothing_is_forgotten,
 );

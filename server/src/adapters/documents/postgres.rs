@@ -26,9 +26,9 @@ use super::{as_limit, damaged, to_json, vector_from_bytes, vector_to_bytes};
 use crate::domain::{Collection, CollectionName, Document, EmbeddingVersion, Key, Schema};
 use crate::metrics::Metrics;
 use crate::ports::{
-    Backlog, Changes, Claimed, Committed, DocumentStore, DocumentWrite, Done, Failure, Indexes,
-    Missing, Outbox, Progress, QueryCount, QuerySelection, QueryStatistics, SetAside, StoreError,
-    StoredDocument, StoredEmbedding, StoredIndex,
+    Backlog, Changes, Claimed, Committed, DocumentStore, DocumentWrite, Done, Expected, Failure,
+    Indexes, Missing, Outbox, Progress, QueryCount, QuerySelection, QueryStatistics, SetAside,
+    StoreError, StoredDocument, StoredEmbedding, StoredIndex,
 };
 use nodes::{Error, Nodes};
 use write::Upserted;
@@ -363,9 +363,8 @@ impl DocumentStore for PostgresStore {
         on_primary!(self, write::set_mark(name)).map_err(failed("set a mark"))
     }
 
-    /// Well when documents can be read, be it from a replica.
+    /// Well when documents can be written; without the primary, replicas may still be read from.
     async fn health(&self) -> Result<(), StoreError> {
-        // Replicas may still be read from; writes are refused.
         self.nodes.primary().await.map(drop).map_err(failed("reach the primary"))
     }
 
@@ -436,6 +435,21 @@ impl Outbox for PostgresStore {
     async fn enqueue_all(&self, collection: i64) -> Result<u64, StoreError> {
         on_primary!(self, outbox::enqueue_all(collection))
             .map_err(failed_in_collection("leave all documents to the workers"))
+    }
+
+    async fn enqueue(&self, collection: i64, keys: &[Key]) -> Result<u64, StoreError> {
+        on_primary!(self, outbox::enqueue(collection, keys))
+            .map_err(failed_in_collection("leave documents to the workers"))
+    }
+
+    async fn expected(
+        &self,
+        collection: i64,
+        after: Option<Key>,
+        limit: usize,
+    ) -> Result<Expected, StoreError> {
+        on_primary!(self, outbox::expected(collection, after, limit))
+            .map_err(failed_in_collection("read what the index must have"))
     }
 
     async fn backlog(&self) -> Result<Backlog, StoreError> {

@@ -34,7 +34,9 @@ use super::words::QueryWords;
 use crate::domain::fusion::Scored;
 use crate::domain::{Filter, Key};
 use crate::metrics::Metrics;
-use crate::ports::{Changes, Facets, IndexError, IndexedCollection, IndexedDocument, SearchIndex};
+use crate::ports::{
+    Changes, Facets, IndexError, IndexedCollection, IndexedDocument, SearchIndex, Version,
+};
 
 /// Keys of one request to delete.
 const DELETES: usize = 512;
@@ -307,6 +309,16 @@ impl SearchIndex for MilvusIndex {
             self.within(self.count_values(&collection, expression, &mut counts)).await?;
         }
         Ok(counts.most_frequent(values))
+    }
+
+    async fn versions(
+        &self,
+        collection: i64,
+        after: Option<Key>,
+        limit: usize,
+    ) -> Result<Vec<Version>, IndexError> {
+        let collection = self.get(collection)?;
+        self.within(self.versions_after(&collection, after, limit)).await
     }
 
     async fn count(&self, collection: i64) -> Result<u64, IndexError> {

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
+use tokio::sync::Mutex;
 use tokio::task::JoinHandle;
 use tracing::{error, info};
 
@@ -17,6 +18,7 @@ use crate::metrics::Metrics;
 use crate::popularity::Popularity;
 use crate::ports::Outbox;
 use crate::search::Search;
+use crate::verify::{Verifier, VerifyOptions};
 use crate::worker;
 
 const POPULARITY_PERIOD: Duration = Duration::from_secs(2);
@@ -24,6 +26,7 @@ const KEYS_PERIOD: Duration = Duration::from_secs(1);
 /// How soon a server knows what others did to the collections.
 const REFRESH_PERIOD: Duration = Duration::from_secs(1);
 const REPAIR_PERIOD: Duration = Duration::from_secs(5);
+const VERIFY_PERIOD: Duration = Duration::from_secs(5);
 const ANNOUNCE_PERIOD: Duration = Duration::from_secs(5);
 
 /// Tells the other servers what searches see now.
@@ -92,6 +95,21 @@ pub fn announce(
     repeat("announce", ANNOUNCE_PERIOD, metrics, move || {
         let (outbox, server, models) = (Arc::clone(&outbox), server.clone(), models.clone());
         async move { Ok(outbox.announce(&server, &models).await?) }
+    })
+}
+
+/// Has the workers mend what the index lost.
+pub fn verify(
+    catalog: &Arc<Catalog>,
+    outbox: &Arc<dyn Outbox>,
+    metrics: &Arc<Metrics>,
+) -> JoinHandle<()> {
+    let (catalog, outbox) = (Arc::clone(catalog), Arc::clone(outbox));
+    let verifier = Verifier::new(catalog, outbox, Arc::clone(metrics), VerifyOptions::default());
+    let verifier = Arc::new(Mutex::new(verifier));
+    repeat("verify", VERIFY_PERIOD, metrics, move || {
+        let verifier = Arc::clone(&verifier);
+        async move { Ok(verifier.lock().await.step().await.map(drop)?) }
     })
 }
 

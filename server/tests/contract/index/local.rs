@@ -31,6 +31,11 @@ impl Drop for Folder {
     }
 }
 
+fn without_versions(case: &str) -> Option<&'static str> {
+    (case == "versions_are_listed_in_the_order_of_their_keys")
+        .then_some("one server alone writes it, and replays what it lacks")
+}
+
 struct LocalPlace {
     folder: Folder,
 }
@@ -45,6 +50,10 @@ impl LocalPlace {
 impl Place for LocalPlace {
     async fn index(&self) -> Arc<dyn SearchIndex> {
         Arc::new(LocalIndex::open(self.folder.path(), Options::default()).unwrap())
+    }
+
+    fn not_offered(&self, case: &str) -> Option<&'static str> {
+        without_versions(case)
     }
 }
 
@@ -78,6 +87,10 @@ impl Place for FewWriters {
     async fn index(&self) -> Arc<dyn SearchIndex> {
         let options = Options { max_writers: 1, snapshot_every: 10, ..Options::default() };
         Arc::new(LocalIndex::open(self.0.folder.path(), options).unwrap())
+    }
+
+    fn not_offered(&self, case: &str) -> Option<&'static str> {
+        without_versions(case)
     }
 }
 

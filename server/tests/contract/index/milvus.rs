@@ -5,8 +5,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use ::milvus::v2::prelude::{
-    ClientV2, ConnectConfig, ConsistencyLevel, QueryRequest, RetryConfig, SearchRequest,
-    SearchVectors, TelemetryConfig,
+    ClientV2, ConnectConfig, ConsistencyLevel, QueryRequest, RetryConfig, TelemetryConfig,
 };
 use sextant_server::adapters::index::milvus::{Consistency, MilvusIndex, MilvusOptions};
 use sextant_server::metrics::Metrics;
@@ -19,11 +18,15 @@ use super::*;
 static PREFIXES: AtomicU32 = AtomicU32::new(0);
 
 /// Where the server is that the contract's tests share, each with a prefix of its own.
-async fn shared() -> String {
+pub async fn shared() -> String {
     tokio::task::spawn_blocking(MilvusLite::shared).await.unwrap().unwrap().endpoint()
 }
 
-fn options(endpoint: &str, prefix: &str) -> MilvusOptions {
+pub fn prefix() -> String {
+    format!("contract{}", PREFIXES.fetch_add(1, Ordering::Relaxed))
+}
+
+pub fn options(endpoint: &str, prefix: &str) -> MilvusOptions {
     MilvusOptions {
         endpoints: vec![endpoint.to_owned()],
         user: String::new(),
@@ -45,7 +48,7 @@ struct MilvusPlace {
 
 impl MilvusPlace {
     fn new() -> Self {
-        Self { prefix: format!("contract{}", PREFIXES.fetch_add(1, Ordering::Relaxed)) }
+        Self { prefix: prefix() }
     }
 }
 
@@ -265,54 +268,4 @@ async fn a_collection_of_another_dimension_is_not_opened() {
     let other = connect(options(&own.server.endpoint(), "own"));
     let outcome = other.open(&collection(ID, DIMENSION + 1)).await;
     assert!(matches!(outcome, Err(IndexError::Io { .. })), "{outcome:?}");
-}
-
-/// `cargo test --release --test contract -- --ignored --nocapture what_a_search`
-#[tokio::test]
-#[ignore = "a measurement"]
-async fn what_a_search_costs_beyond_the_clients_own_call() {
-    const DIMENSION: usize = 384;
-    const DOCUMENTS: i64 = 10_000;
-    let own = Own::start().await;
-    let index = connect(options(&own.server.endpoint(), "own"));
-    index.open(&collection(ID, DIMENSION)).await.unwrap();
-    let mut random = StdRng::seed_from_u64(5);
-    for generation in 0..DOCUMENTS / 1_000 {
-        let documents = (generation * 1_000..(generation + 1) * 1_000).map(|key| {
-            let mut document = document(key, "text", &[]);
-            document.vector = random_unit(&mut random, DIMENSION);
-            document
-        });
-        index.apply(ID, upserts(generation + 1, documents.collect())).await.unwrap();
-    }
-    let client = own.client().await;
-    let (mut ours, mut theirs) = (Vec::new(), Vec::new());
-    for round in 0..210 {
-        let vector = random_unit(&mut random, DIMENSION);
-        let started = Instant::now();
-        assert_eq!(index.nearest(ID, vector.clone(), None, 10).await.unwrap().len(), 10);
-        let adapter = started.elapsed();
-        let search = SearchRequest::builder()
-            .collection_name(format!("own_{ID}"))
-            .vector_field("vector")
-            .vectors(SearchVectors::Float(vec![vector.to_vec()]))
-            .limit(10)
-            .extra_params([("ef".to_owned(), "128".to_owned())].into())
-            .consistency_level(ConsistencyLevel::Strong)
-            .build()
-            .unwrap();
-        let started = Instant::now();
-        client.search(search).await.unwrap();
-        if round >= 10 {
-            ours.push(adapter);
-            theirs.push(started.elapsed());
-        }
-    }
-    ours.sort_unstable();
-    theirs.sort_unstable();
-    let (ours, theirs) = (ours[ours.len() / 2], theirs[theirs.len() / 2]);
-    let ratio = ours.as_secs_f64() / theirs.as_secs_f64();
-    println!(
-        "p50 of a search, {DOCUMENTS} x {DIMENSION}: {ours:?}, client alone {theirs:?}, ratio {ratio:.2}"
-    );
 }

@@ -5,11 +5,12 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 use sextant_server::adapters::index::milvus::v1::MilvusV1Index;
-use sextant_server::adapters::index::milvus::{Consistency, MilvusIndex, MilvusOptions};
+use sextant_server::adapters::index::milvus::{MilvusIndex, MilvusOptions};
 use sextant_server::metrics::Metrics;
 use sextant_stack::milvus::MilvusStandalone;
 use sextant_stack::until;
 
+use super::milvus::options;
 use super::*;
 use crate::app::{Setup, TestApp, ids};
 
@@ -18,18 +19,6 @@ static PREFIXES: AtomicU32 = AtomicU32::new(0);
 /// The server that the tests share, each with a prefix of its own.
 fn shared() -> String {
     MilvusStandalone::shared().unwrap().endpoint()
-}
-
-fn options(endpoint: &str, prefix: &str) -> MilvusOptions {
-    MilvusOptions {
-        endpoints: vec![endpoint.to_owned()],
-        user: String::new(),
-        password: String::new(),
-        prefix: prefix.to_owned(),
-        timeout: Duration::from_secs(30),
-        connect_timeout: Duration::from_secs(5),
-        consistency: Consistency::Strong,
-    }
 }
 
 fn connect(options: MilvusOptions) -> MilvusV1Index {

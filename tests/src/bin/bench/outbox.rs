@@ -33,6 +33,8 @@ const PAUSE: Duration = Duration::from_millis(100);
 const ACKNOWLEDGED_WITHIN: Duration = Duration::from_mins(2);
 /// Longest wait for the workers after the last write.
 const CAUGHT_UP_WITHIN: Duration = Duration::from_mins(10);
+/// Longest wait until the servers have found and mended what Milvus lost.
+const AGREED_WITHIN: Duration = Duration::from_mins(5);
 
 #[derive(Args)]
 pub struct OutboxOptions {
@@ -101,7 +103,9 @@ pub async fn run(options: &Options, outbox: &OutboxOptions) -> Result<(), Failur
     let caught_up = Instant::now();
     compare::caught_up(&index, CAUGHT_UP_WITHIN).await?;
     let (wait, all) = (caught_up.elapsed(), started.elapsed());
-    let found = compare::compare(&index).await?;
+    let at_first = compare::compare(&index).await?.differences();
+    let found = compare::agreed(&index, AGREED_WITHIN).await?;
+    let agreed = caught_up.elapsed();
 
     let mut table = Table::new(&[
         "documents",
@@ -111,6 +115,8 @@ pub async fn run(options: &Options, outbox: &OutboxOptions) -> Result<(), Failur
         "documents/s",
         "caught up after s",
         "documents/s indexed",
+        "differences then",
+        "gone after s",
         "killed: servers",
         "Redis",
         "Milvus",
@@ -123,6 +129,8 @@ pub async fn run(options: &Options, outbox: &OutboxOptions) -> Result<(), Failur
         &format!("{:.0}", outbox.documents as f64 / wrote.as_secs_f64()),
         &format!("{:.1}", wait.as_secs_f64()),
         &format!("{:.0}", outbox.documents as f64 / all.as_secs_f64()),
+        &at_first,
+        &format!("{:.1}", agreed.as_secs_f64()),
         &kills.servers,
         &kills.redis,
         &kills.milvus,

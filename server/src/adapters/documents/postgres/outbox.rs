@@ -4,14 +4,15 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
-use sqlx::postgres::PgPool;
+use sqlx::postgres::{PgPool, PgRow};
 use sqlx::{Postgres, Row, Transaction};
 
 use super::read::{before_nul, claimed_document};
 use super::{as_limit, collection_from_row, vector_to_bytes};
 use crate::domain::{Collection, Key};
 use crate::ports::{
-    Backlog, Claimed, ClaimedDocument, ClaimedRow, Done, Failure, Progress, SetAside,
+    Backlog, Claimed, ClaimedDocument, ClaimedRow, Done, Expected, Failure, Progress, SetAside,
+    Version,
 };
 
 /// Collections that a call looks at when other workers take what it found.
@@ -342,6 +343,73 @@ pub async fn enqueue_all(pool: &PgPool, collection: i64) -> Result<u64, sqlx::Er
     .await?;
     transaction.commit().await?;
     Ok(made.rows_affected())
+}
+
+pub async fn enqueue(pool: &PgPool, collection: i64, keys: &[Key]) -> Result<u64, sqlx::Error> {
+    let mut transaction = pool.begin().await?;
+    lock(&mut transaction, collection).await?;
+    let made = sqlx::query(
+        "INSERT INTO outbox (collection, key, id, version, first_generation, deleted, bulk)
+         SELECT c.id, wanted.key, coalesce(d.id, wanted.key::text),
+                coalesce(d.generation, c.generation), coalesce(d.generation, c.generation),
+                d.key IS NULL, true
+         FROM unnest($2::bigint[]) AS wanted (key)
+         JOIN collections c ON c.id = $1
+         LEFT JOIN documents d ON d.key = wanted.key AND d.collection = c.id
+         ON CONFLICT (collection, key) DO NOTHING",
+    )
+    .bind(collection)
+    .bind(keys)
+    .execute(&mut *transaction)
+    .await?;
+    transaction.commit().await?;
+    Ok(made.rows_affected())
+}
+
+pub async fn expected(
+    pool: &PgPool,
+    collection: i64,
+    after: Option<Key>,
+    limit: usize,
+) -> Result<Expected, sqlx::Error> {
+    let (after, limit) = (after.unwrap_or(Key::MIN), as_limit(limit));
+    let present = sqlx::query(
+        "SELECT coalesce(index_id, id) AS index_id,
+                documents - (SELECT count(*) FROM outbox o WHERE o.collection = c.id AND NOT o.deleted)
+                    AS documents
+         FROM collections c WHERE id = $1",
+    )
+    .bind(collection)
+    .fetch_one(pool)
+    .await?;
+    let documents = sqlx::query(
+        "SELECT key, generation FROM documents WHERE collection = $1 AND key > $2
+         ORDER BY key LIMIT $3",
+    )
+    .bind(collection)
+    .bind(after)
+    .bind(limit)
+    .fetch_all(pool)
+    .await?;
+    // After the documents: what is written meanwhile waits, or the index has it.
+    let waiting = sqlx::query_scalar(
+        "SELECT key FROM outbox WHERE collection = $1 AND key > $2 ORDER BY key LIMIT $3",
+    )
+    .bind(collection)
+    .bind(after)
+    .bind(limit)
+    .fetch_all(pool)
+    .await?;
+    let version = |row: &PgRow| {
+        let (key, version) = (row.try_get("key")?, row.try_get("generation")?);
+        Ok(Version { key, version })
+    };
+    Ok(Expected {
+        index: present.try_get("index_id")?,
+        documents: u64::try_from(present.try_get::<i64, _>("documents")?).unwrap_or(0),
+        versions: documents.iter().map(version).collect::<Result<_, sqlx::Error>>()?,
+        waiting,
+    })
 }
 
 pub async fn backlog(pool: &PgPool) -> Result<Backlog, sqlx::Error> {

@@ -151,13 +151,8 @@ pub async fn changes(
             None => changes.deletes.push(row.key),
             Some(ClaimedDocument { embedding: None, .. }) => {}
             Some(ClaimedDocument { document, embedding: Some(embedding) }) => {
-                changes.upserts.push(IndexedDocument {
-                    key: row.key,
-                    version: row.version,
-                    text: document.text(&schema),
-                    document: document.without_texts(&schema),
-                    vector: embedding.vector,
-                });
+                let (key, version, vector) = (row.key, row.version, embedding.vector);
+                changes.upserts.push(IndexedDocument::of(key, version, document, &schema, vector));
             }
         }
     }

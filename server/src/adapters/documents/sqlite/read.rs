@@ -155,13 +155,9 @@ pub async fn changes(
     let mut upserts = Vec::with_capacity(rows.len());
     for row in &rows {
         let document: Document = serde_json::from_str(row.try_get("body")?).map_err(damaged)?;
-        upserts.push(IndexedDocument {
-            key: row.try_get("key")?,
-            version: row.try_get("generation")?,
-            text: document.text(&schema),
-            document: document.without_texts(&schema),
-            vector: vector_from_bytes(row.try_get("vector")?),
-        });
+        let (key, version) = (row.try_get("key")?, row.try_get("generation")?);
+        let vector = vector_from_bytes(row.try_get("vector")?);
+        upserts.push(IndexedDocument::of(key, version, document, &schema, vector));
     }
     let rows = sqlx::query(
         "SELECT key FROM deletions WHERE collection = ? AND generation > ? AND generation <= ?",

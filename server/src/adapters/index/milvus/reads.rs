@@ -136,6 +136,9 @@ impl Reads for MilvusIndex {
                 Each::Attributes(each) => {
                     each(row.get_json(rows::ATTRIBUTES).map_err(failed("search"))?);
                 }
+                Each::Version(each) => {
+                    each(key, row.get_i64(rows::VERSION).map_err(failed("search"))?);
+                }
             }
         }
         Ok(page)

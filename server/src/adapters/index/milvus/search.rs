@@ -13,10 +13,10 @@ use super::{MilvusOptions, OpenCollection, rows};
 use crate::domain::Key;
 use crate::domain::fusion::{self, Scored};
 use crate::metrics::Metrics;
-use crate::ports::IndexError;
+use crate::ports::{IndexError, Version};
 
 /// Hits that are asked for beyond the limit at first, so that equal scores can be ordered by key.
-const TIES: usize = 32;
+const TIES: usize = 1;
 /// Most hits of one search that a server allows.
 pub const MAX_HITS: usize = 16_384;
 /// Candidates per search of vectors: time to search and recall.
@@ -48,6 +48,7 @@ pub enum Wanted {
 pub enum Each<'a> {
     Vector(&'a mut (dyn FnMut(Key, &[f32]) + Send)),
     Attributes(&'a mut (dyn FnMut(&Json) + Send)),
+    Version(&'a mut (dyn FnMut(Key, i64) + Send)),
 }
 
 impl Each<'_> {
@@ -56,6 +57,7 @@ impl Each<'_> {
         match self {
             Self::Vector(_) => rows::VECTOR,
             Self::Attributes(_) => rows::ATTRIBUTES,
+            Self::Version(_) => rows::VERSION,
         }
     }
 }
@@ -199,15 +201,18 @@ pub trait Reads: Sync {
         Ok(collection.had_documents_lately() && self.count_rows(collection, "").await? == 0)
     }
 
+    fn lost_sight(&self, action: &'static str) -> IndexError {
+        self.metrics().milvus_short_answers.inc();
+        unavailable(action, "it does not see the documents that it has".to_owned())
+    }
+
     /// The documents in a collection.
     async fn count_all(&self, collection: &OpenCollection) -> Result<u64, IndexError> {
         let count = self.count_rows(collection, "").await?;
         if count > 0 {
             collection.set_seen(Some(Instant::now()));
         } else if collection.had_documents_lately() {
-            self.metrics().milvus_short_answers.inc();
-            let reason = "it does not see the documents that it has".to_owned();
-            return Err(unavailable("count the documents of", reason));
+            return Err(self.lost_sight("count the documents of"));
         }
         Ok(count)
     }
@@ -247,11 +252,27 @@ pub trait Reads: Sync {
         };
         self.pages(collection, expression, Each::Attributes(&mut each)).await?;
         if !any && self.is_lost(collection).await? {
-            self.metrics().milvus_short_answers.inc();
-            let reason = "it does not see the documents that it has".to_owned();
-            return Err(unavailable("search", reason));
+            return Err(self.lost_sight("search"));
         }
         Ok(())
+    }
+
+    /// The first versions after a key.
+    async fn versions_after(
+        &self,
+        collection: &OpenCollection,
+        after: Option<Key>,
+        limit: usize,
+    ) -> Result<Vec<Version>, IndexError> {
+        let mut versions = Vec::new();
+        let mut each = |key, version| versions.push(Version { key, version });
+        let expression = after.map(|key| format!("{} > {key}", rows::KEY)).unwrap_or_default();
+        let page = self.page(collection, &expression, limit, &mut Each::Version(&mut each)).await?;
+        if page.rows == 0 && self.is_lost(collection).await? {
+            return Err(self.lost_sight("read"));
+        }
+        versions.sort_unstable_by_key(|version| version.key);
+        Ok(versions)
     }
 
     /// Goes through the rows that match, in the order of their keys.

@@ -25,7 +25,9 @@ use super::{DELETES, MilvusOptions, OpenCollection, distinct, names};
 use crate::domain::fusion::Scored;
 use crate::domain::{Filter, Key};
 use crate::metrics::Metrics;
-use crate::ports::{Changes, Facets, IndexError, IndexedCollection, IndexedDocument, SearchIndex};
+use crate::ports::{
+    Changes, Facets, IndexError, IndexedCollection, IndexedDocument, SearchIndex, Version,
+};
 
 const NO_FULL_TEXT: &str = "cannot be hybrid or lexical here: this Milvus is too old for full \
                             text, which needs Milvus 2.5 or newer; search with mode dense";
@@ -193,6 +195,16 @@ impl SearchIndex for MilvusV1Index {
             self.within(self.count_values(&collection, expression, &mut counts)).await?;
         }
         Ok(counts.most_frequent(values))
+    }
+
+    async fn versions(
+        &self,
+        collection: i64,
+        after: Option<Key>,
+        limit: usize,
+    ) -> Result<Vec<Version>, IndexError> {
+        let collection = self.get(collection)?;
+        self.within(self.versions_after(&collection, after, limit)).await
     }
 
     async fn count(&self, collection: i64) -> Result<u64, IndexError> {

@@ -70,6 +70,19 @@ pub async fn caught_up(index: &Index, within: Duration) -> Result<(), Failure> {
     Err(format!("{waiting} documents still wait after {within:?}").into())
 }
 
+/// Waits until Postgres and Milvus hold the same, or tells what differs at the end.
+pub async fn agreed(index: &Index, within: Duration) -> Result<Found, Failure> {
+    let started = Instant::now();
+    loop {
+        caught_up(index, within).await?;
+        let found = compare(index).await?;
+        if found.differences() == 0 || started.elapsed() > within {
+            return Ok(found);
+        }
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+}
+
 pub async fn compare(index: &Index) -> Result<Found, Failure> {
     let documents = documents(index).await?;
     let mut rows = rows(index).await?;
@@ -134,6 +147,10 @@ async fn rows(index: &Index) -> Result<Rows, Failure> {
 }
 
 impl Found {
+    pub fn differences(&self) -> usize {
+        [&self.missing, &self.surplus, &self.different].into_iter().map(Vec::len).sum()
+    }
+
     pub fn print(&self, bars: &mut Bars, expected: u64) {
         let mut table = Table::new(&[
             "documents in Postgres",
@@ -143,8 +160,8 @@ impl Found {
             "other version",
             "dead letters",
         ]);
-        let differences = [&self.missing, &self.surplus, &self.different].map(Vec::len);
-        let [missing, surplus, different] = differences;
+        let [missing, surplus, different] =
+            [&self.missing, &self.surplus, &self.different].map(Vec::len);
         table.row(&[
             &self.documents,
             &self.rows,
@@ -161,8 +178,7 @@ impl Found {
         }
         let lost = expected.abs_diff(self.documents);
         bars.at_most("acknowledged writes that Postgres does not have", 0.0, lost as f64);
-        let all: usize = differences.iter().sum();
-        bars.at_most("differences between Postgres and Milvus", 0.0, all as f64);
+        bars.at_most("differences between Postgres and Milvus", 0.0, self.differences() as f64);
         bars.at_most("dead letters", 0.0, self.dead_letters as f64);
     }
 }

@@ -127,6 +127,9 @@ impl Reads for MilvusV1Index {
                     each(&json);
                 }
             }
+            (Each::Version(each), ValueVec::Long(versions)) => {
+                keys.iter().zip(versions).for_each(|(&key, version)| each(key, version));
+            }
             _ if keys.is_empty() => {}
             _ => return Err(failed("search")(Error::Conversion)),
         }
