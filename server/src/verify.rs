@@ -29,7 +29,7 @@ pub struct VerifyOptions {
 
 impl Default for VerifyOptions {
     fn default() -> Self {
-        Self { page: 5_000, believed_after: Duration::from_secs(30) }
+        Self { page: 10_000, believed_after: Duration::from_secs(30) }
     }
 }
 

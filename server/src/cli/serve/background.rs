@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::Mutex;
 use tokio::task::JoinHandle;
@@ -27,6 +27,9 @@ const KEYS_PERIOD: Duration = Duration::from_secs(1);
 const REFRESH_PERIOD: Duration = Duration::from_secs(1);
 const REPAIR_PERIOD: Duration = Duration::from_secs(5);
 const VERIFY_PERIOD: Duration = Duration::from_secs(5);
+/// Share of the time that comparing may take, and the longest pause for that.
+const VERIFY_SHARE: f64 = 0.05;
+const VERIFY_PAUSE: Duration = Duration::from_mins(1);
 const ANNOUNCE_PERIOD: Duration = Duration::from_secs(5);
 
 /// Tells the other servers what searches see now.
@@ -109,7 +112,13 @@ pub fn verify(
     let verifier = Arc::new(Mutex::new(verifier));
     repeat("verify", VERIFY_PERIOD, metrics, move || {
         let verifier = Arc::clone(&verifier);
-        async move { Ok(verifier.lock().await.step().await.map(drop)?) }
+        async move {
+            let started = Instant::now();
+            verifier.lock().await.step().await?;
+            let pause = started.elapsed().mul_f64(1.0 / VERIFY_SHARE - 1.0);
+            tokio::time::sleep(pause.min(VERIFY_PAUSE)).await;
+            Ok(())
+        }
     })
 }
 

@@ -14,7 +14,7 @@ use crate::Failure;
 use crate::report::{Bars, Table};
 
 /// Rows of one answer of Milvus.
-const PAGE: usize = 5_000;
+const PAGE: usize = 16_000;
 const TIMEOUT: Duration = Duration::from_mins(1);
 /// How many differences are shown.
 const SHOWN: usize = 5;
