@@ -1,5 +1,6 @@
 //! Postgres: a primary and streaming replicas, each a process of this one.
 
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::OnceLock;
@@ -7,7 +8,7 @@ use std::sync::OnceLock;
 use tokio::process::Command;
 use tokio::time::timeout;
 
-use crate::process::{PATIENCE, Process, StackError, children, free_port};
+use crate::process::{PATIENCE, Process, StackError, children, free_port, until};
 use crate::shared::{self, Left};
 
 const USER: &str = "sextant";
@@ -122,6 +123,22 @@ impl Postgres {
         let (install, settings) = (self.install.clone(), self.settings.clone());
         *self = Self::start(install, &self.dir, self.port, settings).await?;
         Ok(())
+    }
+
+    /// Takes connections with TLS from now on, beside those without; both in PEM.
+    pub async fn use_tls(&self, certificate: &str, key: &str) -> Result<(), StackError> {
+        for (name, text) in [("server.crt", certificate), ("server.key", key)] {
+            let file = self.dir.join("data").join(name);
+            std::fs::write(&file, text)?;
+            // Others who could read the key are a reason for Postgres to refuse it.
+            std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o600))?;
+            if let Some((user, group)) = self.install.account {
+                std::os::unix::fs::chown(&file, Some(user), Some(group))?;
+            }
+        }
+        self.ask("ALTER SYSTEM SET ssl = on").await?;
+        self.ask("SELECT pg_reload_conf()").await?;
+        until("TLS", || async { self.ask("SHOW ssl").await.is_ok_and(|on| on == "on") }).await
     }
 
     /// Makes a replica the primary, and waits until it accepts writes.

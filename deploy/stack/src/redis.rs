@@ -25,7 +25,9 @@ pub struct Redis {
     pub process: Process,
     pub port: u16,
     folder: PathBuf,
+    settings: String,
     access: Option<Access>,
+    tls_port: Option<u16>,
 }
 
 impl Redis {
@@ -36,12 +38,43 @@ impl Redis {
 
     /// Starts one that only `access` may use.
     pub async fn start_with(folder: &Path, access: Option<Access>) -> Result<Self, StackError> {
+        let users = access.as_ref().map_or_else(String::new, |Access { user, password }| {
+            format!("user default off\nuser {user} on >{password} ~* &* +@all\n")
+        });
+        Ok(Self { access, ..Self::run(folder, users).await? })
+    }
+
+    /// Starts one that takes connections with TLS, beside those without; both in PEM.
+    pub async fn start_tls(
+        folder: &Path,
+        certificate: &str,
+        key: &str,
+    ) -> Result<Self, StackError> {
+        let tls_port = free_port()?;
+        let (certificate_file, key_file) = (folder.join("certificate.pem"), folder.join("key.pem"));
+        std::fs::write(&certificate_file, certificate)?;
+        std::fs::write(&key_file, key)?;
+        let settings = format!(
+            "tls-port {tls_port}\ntls-auth-clients no\ntls-cert-file {}\ntls-key-file {}\n",
+            certificate_file.display(),
+            key_file.display()
+        );
+        Ok(Self { tls_port: Some(tls_port), ..Self::run(folder, settings).await? })
+    }
+
+    async fn run(folder: &Path, settings: String) -> Result<Self, StackError> {
         std::fs::create_dir_all(folder)?;
-        let port = free_port()?;
-        let process = launch(folder, port, access.as_ref())?;
-        let mut redis = Self { process, port, folder: folder.to_owned(), access };
+        let (port, settings) = (free_port()?, MEMORY_ONLY.to_owned() + &settings);
+        let process = launch(folder, port, &settings, &[])?;
+        let folder = folder.to_owned();
+        let mut redis = Self { process, port, folder, settings, access: None, tls_port: None };
         redis.wait().await?;
         Ok(redis)
+    }
+
+    /// Where it takes connections with TLS.
+    pub fn tls_url(&self) -> Option<String> {
+        self.tls_port.map(|port| format!("rediss://127.0.0.1:{port}"))
     }
 
     pub fn url(&self) -> String {
@@ -56,7 +89,7 @@ impl Redis {
     /// Starts it again, empty, on the same port, after it was stopped or killed.
     pub async fn restart(&mut self) -> Result<(), StackError> {
         self.process.kill().await?;
-        self.process = launch(&self.folder, self.port, self.access.as_ref())?;
+        self.process = launch(&self.folder, self.port, &self.settings, &[])?;
         self.wait().await
     }
 
@@ -79,14 +112,7 @@ impl Redis {
     }
 }
 
-fn launch(folder: &Path, port: u16, access: Option<&Access>) -> Result<Process, StackError> {
-    let users = access.map_or_else(String::new, |Access { user, password }| {
-        format!("user default off\nuser {user} on >{password} ~* &* +@all\n")
-    });
-    launch_with(folder, port, &format!("{MEMORY_ONLY}{users}"), &[])
-}
-
-fn launch_with(
+fn launch(
     folder: &Path,
     port: u16,
     settings: &str,
@@ -110,14 +136,8 @@ impl Cluster {
     pub async fn start(folder: &Path, nodes: u16) -> Result<Self, StackError> {
         let mut started = Vec::new();
         for number in 0..nodes {
-            let (folder, port) = (folder.join(number.to_string()), free_port()?);
-            std::fs::create_dir_all(&folder)?;
-            let settings =
-                format!("{MEMORY_ONLY}cluster-enabled yes\ncluster-port {}\n", free_port()?);
-            let process = launch_with(&folder, port, &settings, &[])?;
-            let mut redis = Redis { process, port, folder, access: None };
-            redis.wait().await?;
-            started.push(redis);
+            let settings = format!("cluster-enabled yes\ncluster-port {}\n", free_port()?);
+            started.push(Redis::run(&folder.join(number.to_string()), settings).await?);
         }
         let cluster = Self { nodes: started };
         let share = SLOTS / nodes;
@@ -178,7 +198,7 @@ impl Sentinel {
         std::fs::create_dir_all(folder)?;
         let port = free_port()?;
         let settings = format!("sentinel monitor main 127.0.0.1 {} 1\n", redis.port);
-        let mut process = launch_with(folder, port, &settings, &["--sentinel"])?;
+        let mut process = launch(folder, port, &settings, &["--sentinel"])?;
         process.ready(|| async move { answers(port).await.is_ok() }).await?;
         Ok(Self { process, port })
     }

@@ -15,4 +15,5 @@ mod postgres;
 #[path = "../http/stores/embedded.rs"]
 #[allow(dead_code, reason = "shared with the tests of the router")]
 mod stores;
+mod tls;
 mod verify;

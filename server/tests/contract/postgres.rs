@@ -1,7 +1,7 @@
 //! Postgres for the suites, and what only Postgres does: replicas, failover, many servers.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
@@ -15,6 +15,8 @@ use sextant_server::metrics::Metrics;
 use sextant_server::ports::{DocumentStore, DocumentWrite, StoreError, StoredVector};
 use sextant_stack::postgres::Postgres;
 use sextant_stack::until;
+
+use crate::tls::Certificates;
 
 pub fn options(primary: &str, replicas: &[String]) -> PostgresOptions {
     PostgresOptions {
@@ -85,6 +87,31 @@ async fn servers_that_start_together_migrate_once() {
     for store in &stores {
         assert_eq!(store.collections().await.unwrap(), std::slice::from_ref(&made));
         store.close().await;
+    }
+}
+
+#[tokio::test]
+async fn a_certificate_is_believed_of_the_given_authority_and_for_the_right_host_only() {
+    let (folder, [postgres]) = cluster().await;
+    let ours = Certificates::of("localhost");
+    postgres.use_tls(&ours.certificate, &ours.key).await.unwrap();
+    let authority = ours.authority_in(folder.path());
+    let url = |host: &str, authority: &Path| {
+        let url = postgres.url("postgres").replace("127.0.0.1", host);
+        format!("{url}?sslmode=verify-full&sslrootcert={}", authority.display())
+    };
+    let store = connect(options(&url("localhost", &authority), &[])).await;
+    collection(&store, "a").await;
+    let with_tls = "SELECT bool_and(ssl) FROM pg_stat_ssl JOIN pg_stat_activity USING (pid)
+                    WHERE application_name = 'sextant'";
+    assert_eq!(postgres.ask(with_tls).await.unwrap(), "t");
+    let other_host = url("127.0.0.1", &authority);
+    let unknown = tempfile::tempdir().unwrap();
+    let other_authority = Certificates::of("localhost").authority_in(unknown.path());
+    for url in [other_host, url("localhost", &other_authority)] {
+        let outcome =
+            PostgresStore::connect(options(&url, &[]), Arc::new(Metrics::new())).await.map(drop);
+        assert!(matches!(outcome, Err(StoreError::Unavailable { .. })), "{outcome:?}");
     }
 }
 

@@ -13,6 +13,8 @@ use sextant_server::ports::Embedding;
 use sextant_stack::redis::{Access, Cluster, Redis, Sentinel};
 use sextant_stack::until;
 
+use crate::tls::Certificates;
+
 const HOUR: Duration = Duration::from_hours(1);
 
 struct Fixture {
@@ -297,6 +299,29 @@ async fn only_the_right_password_is_let_in_and_a_wrong_one_is_never_told() {
     let rule = [b"ACL".as_slice(), b"SETUSER", b"sextant", b">wrong-one"];
     assert_eq!(fixture.redis.command(&rule).await.unwrap(), b"+OK\r\n");
     until("a connection to Redis", || async { wrong.is_up() }).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_certificate_is_believed_of_the_given_authority_and_for_the_right_host_only() {
+    let folder = tempfile::tempdir().unwrap();
+    let ours = Certificates::of("localhost");
+    let redis = Redis::start_tls(folder.path(), &ours.certificate, &ours.key).await.unwrap();
+    let authority = ours.authority_in(folder.path());
+    let elsewhere = tempfile::tempdir().unwrap();
+    let other_authority = Certificates::of("localhost").authority_in(elsewhere.path());
+    let address = redis.tls_url().unwrap();
+    let name = address.replace("127.0.0.1", "localhost");
+    let with = |url, ca_file| connect(RedisOptions { ca_file: Some(ca_file), ..options(url) });
+    let wrong = [with(&name, other_authority), with(&address, authority.clone())];
+    let right = with(&name, authority);
+    // Those that began before would be up by then.
+    until("a connection to Redis", || async { right.is_up() }).await.unwrap();
+    keep(&right, &Ask { claim: true, ..ask(1) }, "a").await;
+    assert_eq!(found(&right, &ask(1)).await.unwrap(), "a");
+    for server in wrong {
+        assert!(!server.is_up());
+        assert!(server.look_up(&ask(1)).await.is_none());
+    }
 }
 
 /// The least that must work however Redis is made up.
