@@ -12,11 +12,13 @@ use crate::process::{PATIENCE, Process, StackError, children, free_port, until};
 use crate::shared::{self, Left};
 
 const USER: &str = "sextant";
-const SETTINGS: [&str; 4] = [
+const SETTINGS: [&str; 5] = [
     "listen_addresses=127.0.0.1",
     "unix_socket_directories=",
     "max_connections=100",
     "wal_keep_size=256MB",
+    // A replica follows a primary that is back at once, not after 5 s.
+    "wal_retrieve_retry_interval=200ms",
 ];
 
 /// A running Postgres on loopback, open to everybody on this machine. Dropping it kills it; its

@@ -56,9 +56,14 @@ pub async fn run(options: &Options, faults: &FaultsOptions) -> Result<(), Failur
     let mut system = System::start(embedder).await?;
     let rates = Rates { searches_per_second: faults.rate, writes_per_second: faults.writes };
     let load = Load::start(&system.addresses()?, rates);
+    let calm = system.health().await;
     let mut rows = Vec::new();
     for (part, fault) in matrix(&faults.parts) {
         eprintln!("{part} {fault} …");
+        // One fault at a time: a replica needs a while to follow a primary that was away.
+        if healthy(&system, &calm, fault).await.is_none() {
+            return Err("not all is as it was at the start".into());
+        }
         rows.push(measure(&mut system, &load, part, fault, options, faults).await?);
     }
     drop(load);
@@ -179,7 +184,11 @@ async fn healthy(system: &System, before: &[Health], fault: Fault) -> Option<Ins
             sleep(ASK_EVERY).await;
         }
     };
-    timeout(PATIENCE, asking).await.ok()
+    let well = timeout(PATIENCE, asking).await.ok();
+    if well.is_none() {
+        eprintln!("before: {before:#?}\nnow: {:#?}", system.health().await);
+    }
+    well
 }
 
 /// Looks until there is something, at most [`PATIENCE`].

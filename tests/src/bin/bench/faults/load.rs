@@ -27,6 +27,8 @@ const REPEATED: u64 = 10;
 const HITS: usize = 10;
 /// Longest wait for an answer; far above any deadline of the servers.
 const PATIENCE: Duration = Duration::from_mins(1);
+/// As load balancers do: below the 75 s after which servers close a connection.
+const IDLE_AT_MOST: Duration = Duration::from_mins(1);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
@@ -159,7 +161,7 @@ async fn at_rate<F: Future<Output = ()> + Send + 'static>(
 /// Connections to a server that wait for their next request.
 struct Pool {
     address: SocketAddr,
-    idle: Mutex<Vec<Connection>>,
+    idle: Mutex<Vec<(Instant, Connection)>>,
 }
 
 impl Pool {
@@ -167,12 +169,18 @@ impl Pool {
         Self { address, idle: Mutex::default() }
     }
 
-    fn idle(&self) -> MutexGuard<'_, Vec<Connection>> {
+    fn idle(&self) -> MutexGuard<'_, Vec<(Instant, Connection)>> {
         self.idle.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn kept(&self) -> Option<Connection> {
+        let mut idle = self.idle();
+        idle.retain(|(since, _)| since.elapsed() < IDLE_AT_MOST);
+        idle.pop().map(|(_, connection)| connection)
+    }
+
     async fn exchange(&self, kind: Kind, bytes: &[u8]) -> Outcome {
-        let kept = self.idle().pop();
+        let kept = self.kept();
         let exchange = async {
             let mut connection = match kept {
                 Some(connection) => connection,
@@ -183,7 +191,7 @@ impl Pool {
                 Kind::Search { .. } => Outcome::of_search(&answer, HITS),
                 Kind::Write => Outcome::of_write(&answer),
             };
-            self.idle().push(connection);
+            self.idle().push((Instant::now(), connection));
             Ok::<_, std::io::Error>(outcome)
         };
         match timeout(PATIENCE, exchange).await {
