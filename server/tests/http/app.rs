@@ -8,7 +8,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use axum::Router;
 use axum::body::Body;
-use axum::http::{HeaderMap, Method, Request, StatusCode, Uri};
+use axum::http::{Method, Request};
 use http_body_util::BodyExt;
 use serde_json::{Value, json};
 use sextant_server::adapters::cache::redis::{CacheEvents, RedisCache, RedisOptions};
@@ -35,6 +35,10 @@ use tokio::task::JoinHandle;
 use tower::ServiceExt;
 
 use crate::stores::{self, Place, Stores};
+
+#[path = "answer.rs"]
+mod answer;
+pub use answer::*;
 
 /// Counts texts, and holds them back while its gate is closed.
 pub struct GatedEmbedder {
@@ -183,39 +187,6 @@ pub struct TestApp {
     worker: Option<RunningWorker>,
 }
 
-pub struct Answer {
-    pub status: StatusCode,
-    pub headers: HeaderMap,
-    pub bytes: Vec<u8>,
-}
-
-impl Answer {
-    pub fn json(&self) -> Value {
-        serde_json::from_slice(&self.bytes)
-            .unwrap_or_else(|error| panic!("{error}: {}", String::from_utf8_lossy(&self.bytes)))
-    }
-
-    pub fn header(&self, name: &str) -> &str {
-        self.headers.get(name).map_or("", |value| value.to_str().unwrap())
-    }
-
-    #[track_caller]
-    pub fn problem(&self, status: u16, kind: &str) -> Value {
-        assert_eq!(self.status, status, "{}", String::from_utf8_lossy(&self.bytes));
-        assert_eq!(self.header("content-type"), "application/problem+json");
-        let problem = self.json();
-        assert_eq!(problem["type"], format!("https://sextant.dev/problems/{kind}"));
-        assert_eq!(problem["request_id"], self.header("x-request-id"));
-        problem
-    }
-
-    #[track_caller]
-    pub fn ok(self) -> Value {
-        assert!(self.status.is_success(), "{}", String::from_utf8_lossy(&self.bytes));
-        if self.bytes.is_empty() { Value::Null } else { self.json() }
-    }
-}
-
 /// How a test's server differs from the default.
 #[derive(Default)]
 pub struct Setup {
@@ -240,7 +211,7 @@ impl TestApp {
             Some(place) => place,
             None => Arc::new(Place::new().await),
         };
-        let embedder = Arc::new(GatedEmbedder::new(setup.dimension.unwrap_or(32)));
+        let embedder = Arc::new(GatedEmbedder::new(setup.dimension.unwrap_or(64)));
         let Stores { documents: store, outbox, index } = place.open().await;
         let inner = setup.index.clone().unwrap_or(index);
         let index = Arc::new(CutIndex { inner, cut: AtomicBool::new(false) });
@@ -446,12 +417,6 @@ impl RunningWorker {
     }
 }
 
-/// The address of a write that is answered when searches see it.
-fn waiting(uri: &Uri) -> Uri {
-    let separator = if uri.query().is_some() { '&' } else { '?' };
-    format!("{uri}{separator}wait=true").parse().unwrap()
-}
-
 fn connect(url: String, config: &Config, metrics: &Arc<Metrics>) -> Arc<RedisCache> {
     let options = RedisOptions {
         url,
@@ -472,32 +437,4 @@ async fn follow(mut events: CacheEvents, search: Weak<Search>) {
         let Some(search) = search.upgrade() else { return };
         search.on_event(&event);
     }
-}
-
-pub fn exercises() -> Value {
-    json!([
-        {"id": "squat", "name": "Squat", "description": "Bend the knees and stand up.",
-         "muscle_groups": ["quadriceps", "glutes"], "level": "beginner", "minutes": 5, "unilateral": false},
-        {"id": "lunge", "name": "Lunge", "description": "Step forward and bend both knees.",
-         "muscle_groups": ["quadriceps"], "level": "beginner", "minutes": 6, "unilateral": true},
-        {"id": "press-up", "name": "Press-up", "description": "Push the floor away.",
-         "muscle_groups": ["chest", "triceps"], "level": "beginner", "minutes": 4, "unilateral": false},
-        {"id": "bench-press", "name": "Bench press", "description": "Push a bar up from the chest.",
-         "muscle_groups": ["chest"], "level": "advanced", "minutes": 12.5, "unilateral": false},
-        {"id": "plank", "name": "Plank", "description": "Hold still on the elbows.",
-         "muscle_groups": ["core"], "level": "intermediate", "minutes": 3},
-    ])
-}
-
-pub fn ids(found: &Value) -> Vec<&str> {
-    found["hits"].as_array().unwrap().iter().map(|hit| hit["id"].as_str().unwrap()).collect()
-}
-
-pub fn paths(problem: &Value) -> Vec<&str> {
-    let errors = problem["errors"].as_array().unwrap();
-    errors.iter().map(|error| error["path"].as_str().unwrap()).collect()
-}
-
-pub fn percent_encoded(text: &str) -> String {
-    text.bytes().fold(String::new(), |encoded, byte| format!("{encoded}%{byte:02X}"))
 }

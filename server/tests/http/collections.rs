@@ -1,7 +1,7 @@
 use axum::http::Method;
 use serde_json::json;
 
-use crate::app::{Setup, TestApp, paths};
+use crate::app::{TestApp, paths};
 
 #[tokio::test]
 async fn a_collection_is_created_described_and_deleted() {
@@ -13,7 +13,7 @@ async fn a_collection_is_created_described_and_deleted() {
     assert_eq!(described, made.json());
     assert_eq!(described["documents"], 0);
     assert_eq!(described["schema"]["text_fields"], json!(["name", "description"]));
-    assert_eq!(described["embedding"]["dimension"], 32);
+    assert_eq!(described["embedding"]["dimension"], 64);
     assert_eq!(app.get("/v1/collections").await.ok()["collections"], json!([described]));
     assert_eq!(app.put("/v1/collections/gym", schema).await.status, 200);
 
@@ -57,43 +57,4 @@ async fn names_that_could_be_paths_are_refused() {
     let faulty = json!({"attributes": {"id": "string", "a b": "string"}, "default_mode": "best"});
     app.put("/v1/collections/gym", faulty).await.problem(422, "invalid");
     app.put("/v1/collections/gym", json!({"atributes": {}})).await.problem(422, "invalid");
-}
-
-#[tokio::test]
-async fn a_server_with_another_model_refuses_to_mix_vectors_but_lets_documents_be_read() {
-    let place = TestApp::gym().await.close().await;
-    let setup = Setup { place: Some(place), dimension: Some(16), ..Setup::default() };
-    let app = TestApp::with(setup).await;
-    let problem = app.search(json!({"query": "x"})).await.problem(409, "model-mismatch");
-    let detail = problem["detail"].as_str().unwrap();
-    assert!(detail.contains("hashed-words") && detail.contains("import"), "{detail}");
-    app.put("/v1/collections/gym/documents/1", json!({"name": "x"}))
-        .await
-        .problem(409, "model-mismatch");
-    assert_eq!(app.get("/v1/collections/gym").await.ok()["searchable"], false);
-    app.get("/v1/collections/gym/documents/squat").await.ok();
-    app.call(Method::DELETE, "/v1/collections/gym", None).await.ok();
-}
-
-#[tokio::test]
-async fn a_restart_finds_everything_again() {
-    let place = TestApp::gym().await.close().await;
-    let app = TestApp::with(Setup { place: Some(place), ..Setup::default() }).await;
-    let described = app.get("/v1/collections/gym").await.ok();
-    assert_eq!((&described["documents"], &described["generation"]), (&json!(5), &json!(1)));
-    for mode in ["dense", "lexical"] {
-        let found = app.search(json!({"query": "hold still", "mode": mode})).await.ok();
-        assert_eq!(found["hits"][0]["id"], "plank");
-    }
-}
-
-#[tokio::test]
-async fn an_index_that_was_lost_is_made_again_from_the_documents() {
-    let place = TestApp::gym().await.close().await;
-    place.lose_index().await;
-    let app = TestApp::with(Setup { place: Some(place), ..Setup::default() }).await;
-    for mode in ["dense", "lexical"] {
-        let found = app.search(json!({"query": "hold still", "mode": mode})).await.ok();
-        assert_eq!(found["hits"][0]["id"], "plank");
-    }
 }

@@ -2,30 +2,13 @@ use axum::body::Body;
 use axum::http::{Method, Request};
 use serde_json::{Value, json};
 
-use crate::app::{Answer, TestApp, exercises, ids, paths, percent_encoded};
+use crate::app::{Answer, TestApp, exercises, paths, percent_encoded};
 
-const DOCUMENTS: &str = "/v1/collections/gym/documents";
+pub const DOCUMENTS: &str = "/v1/collections/gym/documents";
 
-async fn import(app: &TestApp, kind: &str, body: impl Into<Body>) -> Answer {
+pub async fn import(app: &TestApp, kind: &str, body: impl Into<Body>) -> Answer {
     let request = Request::post(DOCUMENTS).header("content-type", kind).body(body.into()).unwrap();
     app.send(request).await
-}
-
-#[tokio::test]
-async fn documents_come_as_an_array_as_lines_or_alone() {
-    let app = TestApp::new().await;
-    app.put("/v1/collections/gym", json!({})).await.ok();
-    let documents = exercises();
-    let written = import(&app, "application/json", documents.to_string()).await.ok();
-    assert_eq!((&written["upserted"], app.embedder.embedded()), (&json!(5), 5));
-    let lines: Vec<String> =
-        documents.as_array().unwrap().iter().map(ToString::to_string).collect();
-    let again = import(&app, "application/x-ndjson; charset=utf-8", lines.join("\n")).await.ok();
-    assert_eq!((&again["upserted"], app.embedder.embedded()), (&json!(5), 5), "texts are known");
-    let one = json!({"id": "row", "name": "Row"}).to_string();
-    assert_eq!(import(&app, "application/json", one).await.ok()["upserted"], 1);
-    assert_eq!(app.get("/v1/collections/gym").await.ok()["documents"], 6);
-    import(&app, "text/csv", "id,name").await.problem(415, "unsupported-media-type");
 }
 
 #[tokio::test]
@@ -115,17 +98,4 @@ async fn a_query_longer_than_the_model_reads_is_told() {
     let app = TestApp::gym().await;
     let found = app.search(json!({"query": "word ".repeat(400)})).await.ok();
     assert_eq!(found["query_truncated"], true);
-}
-
-#[tokio::test]
-async fn attributes_can_change_without_embedding_again() {
-    let app = TestApp::gym().await;
-    let before = app.embedder.embedded();
-    let mut squat = exercises()[0].clone();
-    squat["level"] = json!("advanced");
-    app.put(&format!("{DOCUMENTS}/squat"), squat).await.ok();
-    assert_eq!(app.embedder.embedded(), before);
-    let advanced = json!({"must": [{"field": "level", "eq": "advanced"}]});
-    let found = app.search(json!({"query": "squat", "filter": advanced})).await.ok();
-    assert_eq!(ids(&found)[0], "squat");
 }

@@ -15,7 +15,7 @@ async fn texts_are_embedded_in_openai_s_shape() {
         .post(
             "/v1/embeddings",
             json!({"input": ["push", "bend the knees"], "user": "u",
-            "model": "x/hashed-words", "encoding_format": "base64", "dimensions": 32}),
+            "model": "x/hashed-words", "encoding_format": "base64", "dimensions": 64}),
         )
         .await
         .ok();

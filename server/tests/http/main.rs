@@ -9,6 +9,7 @@ mod collections;
 mod documents;
 mod embedded;
 mod embeddings;
+mod inside;
 mod search;
 mod service;
 #[path = "stores/embedded.rs"]

@@ -8,6 +8,7 @@ mod cache;
 mod collections;
 mod documents;
 mod embeddings;
+mod inside;
 mod search;
 mod service;
 #[path = "stores/production.rs"]
