@@ -21,7 +21,7 @@ async fn guarded() -> Guarded {
         key
     });
     let [read, write, admin] = keys.each_mut().map(std::mem::take);
-    let app = TestApp::with(Setup { keys: Some(path), ..Setup::default() }).await;
+    let app = TestApp::with(Setup::with_keys(path)).await;
     Guarded { app, read, write, admin, _folder: folder }
 }
 

@@ -201,6 +201,12 @@ pub struct Setup {
     pub index: Option<Arc<dyn SearchIndex>>,
 }
 
+impl Setup {
+    pub fn with_keys(keys: PathBuf) -> Self {
+        Self { keys: Some(keys), ..Self::default() }
+    }
+}
+
 impl TestApp {
     pub async fn new() -> Self {
         Self::with(Setup::default()).await

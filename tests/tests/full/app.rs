@@ -1,5 +1,6 @@
 //! Servers behind nginx, in the place of the one that the tests of the router call directly.
 
+use std::path::PathBuf;
 use std::sync::OnceLock;
 
 use axum::body::Body;
@@ -26,17 +27,39 @@ pub struct TestApp {
     servers: Vec<Server>,
     stores: Stores,
     http: reqwest::Client,
+    guarded: bool,
     _folder: TempDir,
     /// One at a time: each has a dozen processes.
     _turn: MutexGuard<'static, ()>,
 }
 
+/// How the servers differ from the default.
+#[derive(Default)]
+pub struct Setup {
+    keys: Option<PathBuf>,
+}
+
+impl Setup {
+    pub fn with_keys(keys: PathBuf) -> Self {
+        Self { keys: Some(keys) }
+    }
+}
+
 impl TestApp {
     pub async fn new() -> Self {
+        Self::with(Setup::default()).await
+    }
+
+    pub async fn with(setup: Setup) -> Self {
         static TURN: OnceLock<Mutex<()>> = OnceLock::new();
         let turn = TURN.get_or_init(Mutex::default).lock().await;
         let (stores, folder) = (Stores::start().await, tempfile::tempdir().unwrap());
-        let options = || stores.options(Options::hash());
+        let options = || match &setup.keys {
+            Some(keys) => {
+                stores.options(Options::hash()).set("auth.keys_file", keys.to_str().unwrap())
+            }
+            None => stores.options(Options::hash()),
+        };
         let starting = (0..SERVERS).map(|_| Server::start(options()));
         let servers = futures::future::join_all(starting).await;
         let addresses: Vec<_> =
@@ -48,7 +71,8 @@ impl TestApp {
             .timeout(PATIENCE)
             .build()
             .unwrap();
-        Self { nginx, servers, stores, http, _folder: folder, _turn: turn }
+        let guarded = setup.keys.is_some();
+        Self { nginx, servers, stores, http, guarded, _folder: folder, _turn: turn }
     }
 
     /// A collection `gym` with a few exercises.
@@ -73,7 +97,7 @@ impl TestApp {
         let (status, headers) = (response.status(), response.headers().clone());
         let bytes = response.bytes().await.unwrap().to_vec();
         // Also after a refusal: an import may have been written in part.
-        if changes {
+        if changes && !self.guarded {
             self.agree().await;
         }
         Answer { status, headers, bytes }

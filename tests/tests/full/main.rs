@@ -3,6 +3,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a failure here is a failed test")]
 
+#[path = "../../../server/tests/http/access.rs"]
+mod access;
 mod app;
 #[path = "../../../server/tests/http/collections.rs"]
 mod collections;
