@@ -126,6 +126,13 @@ impl Process {
         }
     }
 
+    /// Stops it where it is, until `SIGCONT`; returns when none of its threads runs any more.
+    pub async fn freeze(&self) -> Result<(), StackError> {
+        self.signal(libc::SIGSTOP)?;
+        let tasks = format!("/proc/{}/task", self.pid().unwrap_or_default());
+        until("a process to stop", || async { all_stopped(&tasks).unwrap_or(false) }).await
+    }
+
     /// Asks it to end with `signal` and waits; what does not end in `limit` is killed.
     pub async fn stop(&mut self, signal: i32, limit: Duration) -> Result<(), StackError> {
         if self.child.try_wait()?.is_none() {
@@ -154,6 +161,17 @@ pub fn children(parent: u32) -> Vec<i32> {
 /// A loopback port that nobody had a moment ago.
 pub fn free_port() -> Result<u16, StackError> {
     Ok(TcpListener::bind(("127.0.0.1", 0))?.local_addr()?.port())
+}
+
+/// See proc(5), `/proc/pid/stat`: the state comes after the name in brackets.
+fn all_stopped(tasks: &str) -> std::io::Result<bool> {
+    for task in std::fs::read_dir(tasks)? {
+        let stat = std::fs::read_to_string(task?.path().join("stat"))?;
+        if !stat.rsplit(')').next().is_some_and(|rest| rest.trim_start().starts_with('T')) {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
 /// Waits until `condition` is true, at most [`PATIENCE`].

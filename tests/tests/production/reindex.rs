@@ -176,7 +176,7 @@ async fn other_text_fields_are_searched_after_a_build_that_was_killed_and_begun_
     assert_eq!(servers[1].api.found(COLLECTION, &only_descriptions).await, ["00007"]);
 
     // Without Milvus a build gets nowhere.
-    stores.milvus.process().signal(libc::SIGSTOP).unwrap();
+    stores.milvus.process().freeze().await.unwrap();
     let arguments = ["reindex", "--collection", COLLECTION, "--text-fields", "description"];
     let mut killed = options.cli(&arguments).spawn().unwrap();
     until("it has begun", async || succeeded(&options, &["--status"]).await.contains("half built"))

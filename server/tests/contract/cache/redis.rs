@@ -271,7 +271,7 @@ async fn what_a_frozen_redis_was_not_told_is_not_taken_from_it_when_it_is_back()
     let fixture = Fixture::new().await;
     let (one, other) = (fixture.server().await, fixture.server().await);
     keep(&one, &ask(1), "old").await;
-    fixture.redis.process.signal(libc::SIGSTOP).unwrap();
+    fixture.redis.process.freeze().await.unwrap();
     assert!(!one.invalidate(Invalidation::All).await);
     fixture.redis.process.signal(libc::SIGCONT).unwrap();
     for server in [&one, &other] {

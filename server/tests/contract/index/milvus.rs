@@ -147,7 +147,7 @@ async fn an_index_is_made_while_no_server_is_there_and_used_when_one_is() {
 #[tokio::test]
 async fn a_frozen_server_costs_no_more_than_the_timeout_and_soon_nothing() {
     let mut own = Own::with_documents().await;
-    own.server.process().signal(libc::SIGSTOP).unwrap();
+    own.server.process().freeze().await.unwrap();
     let mut fast = 0;
     for _ in 0..8 {
         let started = Instant::now();

@@ -163,7 +163,7 @@ async fn a_redis_that_dies_or_freezes_neither_fails_nor_delays_a_search() {
         longest
     };
     longest(&pair.one, "with Redis").await;
-    pair.redis.process.signal(libc::SIGSTOP).unwrap();
+    pair.redis.process.freeze().await.unwrap();
     let frozen = longest(&pair.one, "Redis frozen").await;
     let known = longest(&pair.one, "Redis known to be frozen").await;
     pair.redis.process.signal(libc::SIGCONT).unwrap();

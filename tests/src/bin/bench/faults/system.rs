@@ -191,8 +191,8 @@ impl System {
             (Fault::Slow, _) => self.link(part).delay(delay_ms),
             (Fault::Frozen, Part::Primary) => stores.primary.freeze()?,
             (Fault::Frozen, Part::Replica) => stores.replica.freeze()?,
-            (Fault::Frozen, Part::Redis) => stores.redis.process.signal(libc::SIGSTOP)?,
-            (Fault::Frozen, Part::Milvus) => stores.milvus.process().signal(libc::SIGSTOP)?,
+            (Fault::Frozen, Part::Redis) => stores.redis.process.freeze().await?,
+            (Fault::Frozen, Part::Milvus) => stores.milvus.process().freeze().await?,
             (Fault::Frozen, Part::Embedder) => self.signal_embedder(libc::SIGSTOP),
             (Fault::Stopped | Fault::Replaced, Part::Primary) => {
                 stores.primary.process().kill().await?;
