@@ -65,8 +65,8 @@ struct Page {
     differences: BTreeSet<Difference>,
     /// The last key that was compared; `None` when there are no more.
     next: Option<Key>,
-    /// Somewhere in the index, not only here.
-    lacks_documents: bool,
+    /// Of the whole collection, those that the index must have.
+    documents: u64,
 }
 
 impl Verifier {
@@ -118,7 +118,8 @@ impl Verifier {
                 walk.differs_since = None;
                 return Ok(left);
             }
-            if walk.differs_since.is_none() && !page.lacks_documents {
+            let in_doubt = walk.differs_since.is_some();
+            if !in_doubt && self.catalog.index.count(index).await? >= page.documents {
                 return Ok(left);
             }
         }
@@ -138,8 +139,7 @@ impl Verifier {
             return Ok(None);
         }
         let indexed = self.catalog.index.versions(index, after, limit).await?;
-        let lacks_documents = self.catalog.index.count(index).await? < expected.documents;
-        Ok(Some(Page { lacks_documents, ..Page::of(&expected, &indexed, limit) }))
+        Ok(Some(Page::of(&expected, &indexed, limit)))
     }
 
     async fn leave_to_workers(
@@ -185,7 +185,7 @@ impl Page {
             within(difference.key) && difference.stored != difference.indexed
         };
         let differences = by_key.into_values().filter(differ).collect();
-        Self { differences, next, lacks_documents: false }
+        Self { differences, next, documents: expected.documents }
     }
 }
 

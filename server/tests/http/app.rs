@@ -10,7 +10,6 @@ use axum::Router;
 use axum::body::Body;
 use axum::http::{Method, Request};
 use http_body_util::BodyExt;
-use serde_json::{Value, json};
 use sextant_server::adapters::cache::redis::{CacheEvents, RedisCache, RedisOptions};
 use sextant_server::adapters::embedder::hash::HashEmbedder;
 use sextant_server::auth::Keys;
@@ -36,9 +35,9 @@ use tower::ServiceExt;
 
 use crate::stores::{self, Place, Stores};
 
-#[path = "answer.rs"]
-mod answer;
-pub use answer::*;
+#[path = "client.rs"]
+mod client;
+pub use client::*;
 
 /// Counts texts, and holds them back while its gate is closed.
 pub struct GatedEmbedder {
@@ -208,10 +207,6 @@ impl Setup {
 }
 
 impl TestApp {
-    pub async fn new() -> Self {
-        Self::with(Setup::default()).await
-    }
-
     pub async fn with(setup: Setup) -> Self {
         let place = match setup.place.clone() {
             Some(place) => place,
@@ -345,46 +340,6 @@ impl TestApp {
             self.catalog.refresh().await.unwrap();
         }
         Answer { status: parts.status, headers: parts.headers, bytes }
-    }
-
-    pub async fn call(&self, method: Method, path: &str, body: Option<Value>) -> Answer {
-        let request = Request::builder().method(method).uri(path);
-        let request = match body {
-            Some(body) => request
-                .header("content-type", "application/json")
-                .body(Body::from(body.to_string())),
-            None => request.body(Body::empty()),
-        };
-        self.send(request.unwrap()).await
-    }
-
-    pub async fn get(&self, path: &str) -> Answer {
-        self.call(Method::GET, path, None).await
-    }
-
-    pub async fn post(&self, path: &str, body: Value) -> Answer {
-        self.call(Method::POST, path, Some(body)).await
-    }
-
-    pub async fn put(&self, path: &str, body: Value) -> Answer {
-        self.call(Method::PUT, path, Some(body)).await
-    }
-
-    /// Searches the collection `gym`.
-    pub async fn search(&self, body: Value) -> Answer {
-        self.post("/v1/collections/gym/search", body).await
-    }
-
-    /// A collection `gym` with a few exercises.
-    pub async fn gym() -> Self {
-        Self::gym_with(Setup::default()).await
-    }
-
-    pub async fn gym_with(setup: Setup) -> Self {
-        let app = Self::with(setup).await;
-        app.put("/v1/collections/gym", json!({})).await.ok();
-        app.post("/v1/collections/gym/documents", exercises()).await.ok();
-        app
     }
 }
 

@@ -14,9 +14,9 @@ use sqlx::{Connection, PgConnection};
 use tempfile::TempDir;
 use tokio::sync::{Mutex, MutexGuard};
 
-#[path = "../../../server/tests/http/answer.rs"]
-mod answer;
-pub use answer::*;
+#[path = "../../../server/tests/http/client.rs"]
+mod client;
+pub use client::*;
 
 const SERVERS: usize = 3;
 
@@ -46,10 +46,6 @@ impl Setup {
 }
 
 impl TestApp {
-    pub async fn new() -> Self {
-        Self::with(Setup::default()).await
-    }
-
     pub async fn with(setup: Setup) -> Self {
         static TURN: OnceLock<Mutex<()>> = OnceLock::new();
         let turn = TURN.get_or_init(Mutex::default).lock().await;
@@ -73,14 +69,6 @@ impl TestApp {
             .unwrap();
         let guarded = setup.keys.is_some();
         Self { nginx, servers, stores, http, guarded, _folder: folder, _turn: turn }
-    }
-
-    /// A collection `gym` with a few exercises.
-    pub async fn gym() -> Self {
-        let app = Self::new().await;
-        app.put("/v1/collections/gym", json!({})).await.ok();
-        app.post("/v1/collections/gym/documents", exercises()).await.ok();
-        app
     }
 
     /// Sends a request. After a change, waits until all servers know of it: each is asked in turn.
@@ -134,33 +122,5 @@ impl TestApp {
             .await
             .unwrap();
         }
-    }
-
-    pub async fn call(&self, method: Method, path: &str, body: Option<Value>) -> Answer {
-        let request = Request::builder().method(method).uri(path);
-        let request = match body {
-            Some(body) => request
-                .header("content-type", "application/json")
-                .body(Body::from(body.to_string())),
-            None => request.body(Body::empty()),
-        };
-        self.send(request.unwrap()).await
-    }
-
-    pub async fn get(&self, path: &str) -> Answer {
-        self.call(Method::GET, path, None).await
-    }
-
-    pub async fn post(&self, path: &str, body: Value) -> Answer {
-        self.call(Method::POST, path, Some(body)).await
-    }
-
-    pub async fn put(&self, path: &str, body: Value) -> Answer {
-        self.call(Method::PUT, path, Some(body)).await
-    }
-
-    /// Searches the collection `gym`.
-    pub async fn search(&self, body: Value) -> Answer {
-        self.post("/v1/collections/gym/search", body).await
     }
 }

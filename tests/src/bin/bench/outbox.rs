@@ -103,8 +103,11 @@ pub async fn run(options: &Options, outbox: &OutboxOptions) -> Result<(), Failur
     let caught_up = Instant::now();
     compare::caught_up(&index, CAUGHT_UP_WITHIN).await?;
     let (wait, all) = (caught_up.elapsed(), started.elapsed());
-    let at_first = compare::compare(&index).await?.differences();
-    let found = compare::agreed(&index, AGREED_WITHIN).await?;
+    let mut found = compare::compare(&index).await?;
+    let at_first = found.differences();
+    if at_first > 0 {
+        found = compare::agreed(&index, AGREED_WITHIN).await?;
+    }
     let agreed = caught_up.elapsed();
 
     let mut table = Table::new(&[

@@ -1,7 +1,11 @@
-//! What a server answered, and what the tests of the router write and read.
+//! How the tests of the router ask and what they are answered, wherever the server is: the module
+//! above says how a request is sent.
 
-use axum::http::{HeaderMap, StatusCode, Uri};
+use axum::body::Body;
+use axum::http::{HeaderMap, Method, Request, StatusCode, Uri};
 use serde_json::{Value, json};
+
+use super::{Setup, TestApp};
 
 pub struct Answer {
     pub status: StatusCode,
@@ -33,6 +37,52 @@ impl Answer {
     pub fn ok(self) -> Value {
         assert!(self.status.is_success(), "{}", String::from_utf8_lossy(&self.bytes));
         if self.bytes.is_empty() { Value::Null } else { self.json() }
+    }
+}
+
+impl TestApp {
+    pub async fn new() -> Self {
+        Self::with(Setup::default()).await
+    }
+
+    /// A collection `gym` with a few exercises.
+    pub async fn gym() -> Self {
+        Self::gym_with(Setup::default()).await
+    }
+
+    pub async fn gym_with(setup: Setup) -> Self {
+        let app = Self::with(setup).await;
+        app.put("/v1/collections/gym", json!({})).await.ok();
+        app.post("/v1/collections/gym/documents", exercises()).await.ok();
+        app
+    }
+
+    pub async fn call(&self, method: Method, path: &str, body: Option<Value>) -> Answer {
+        let request = Request::builder().method(method).uri(path);
+        let request = match body {
+            Some(body) => request
+                .header("content-type", "application/json")
+                .body(Body::from(body.to_string())),
+            None => request.body(Body::empty()),
+        };
+        self.send(request.unwrap()).await
+    }
+
+    pub async fn get(&self, path: &str) -> Answer {
+        self.call(Method::GET, path, None).await
+    }
+
+    pub async fn post(&self, path: &str, body: Value) -> Answer {
+        self.call(Method::POST, path, Some(body)).await
+    }
+
+    pub async fn put(&self, path: &str, body: Value) -> Answer {
+        self.call(Method::PUT, path, Some(body)).await
+    }
+
+    /// Searches the collection `gym`.
+    pub async fn search(&self, body: Value) -> Answer {
+        self.post("/v1/collections/gym/search", body).await
     }
 }
 
