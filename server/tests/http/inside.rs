@@ -1,6 +1,8 @@
 //! What only shows from inside a server: how often it embedded, what it does while a part of it is
 //! held back, what a second start finds.
 
+mod cache;
+
 use std::time::Duration;
 
 use axum::http::Method;

@@ -6,6 +6,8 @@
 #[path = "../../../server/tests/http/access.rs"]
 mod access;
 mod app;
+#[path = "../../../server/tests/http/cache.rs"]
+mod cache;
 #[path = "../../../server/tests/http/collections.rs"]
 mod collections;
 #[path = "../../../server/tests/http/documents.rs"]
