@@ -312,6 +312,8 @@ pub async fn some_keys_can_be_left_to_the_workers_again(store: Store, outbox: Ro
     let wanted = [keys[0], keys[1], unknown];
     assert_eq!(outbox.enqueue(id, &wanted).await.unwrap(), 2, "one waits already");
     assert_eq!(outbox.enqueue(id, &wanted).await.unwrap(), 0);
+    let visible = outbox.expected(id, None, 10).await.unwrap().documents;
+    assert_eq!(visible, 1, "of three, two wait; the unknown one is none");
     let claimed = claim(&outbox, "w").await.unwrap();
     let found: Vec<_> =
         claimed.rows.iter().map(|row| (row.key, row.version, row.document.is_some())).collect();
