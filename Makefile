@@ -33,12 +33,14 @@ MAKEFLAGS += --no-print-directory
 unexport MAKEFLAGS
 SETUP := @deploy/setup/setup.sh
 SERVER := "$$CARGO_TARGET_DIR/release/sextant-server"
+OPERATOR := "$$CARGO_TARGET_DIR/release/sextant-operator"
+CRD := crds/searchdeployments.yaml
 CARGO_ARGS := --release --locked
 
 # cargo uses all cores by itself, and the targets build on each other.
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
-.PHONY: help setup build run run-full test fmt fmt-check lint deny openapi generated bench clean
+.PHONY: help setup build run run-full test fmt fmt-check lint deny openapi crds generated bench clean
 
 help: ## List the targets
 	@echo 'usage: make TARGET [PORT=8080] [DATA_DIR=.data] [DEVICE=auto]'
@@ -48,8 +50,8 @@ help: ## List the targets
 setup: ## Check the tools; fetch libtorch and the model, once
 	$(SETUP) tools libs
 
-build: setup ## Build the server
-	@cargo build $(CARGO_ARGS) -p sextant-server
+build: setup ## Build the server and the operator
+	@cargo build $(CARGO_ARGS) -p sextant-server -p sextant-operator
 
 run: build ## Set up, build and serve http://127.0.0.1:PORT with the sample documents
 	@exec $(SERVER) serve --seed exercises=deploy/samples/exercises.ndjson
@@ -59,8 +61,8 @@ run-full: build ## The same with Redis, Postgres, Milvus, three servers and ngin
 	@cargo build $(CARGO_ARGS) -p sextant-stack --bin run-full
 	@exec "$$CARGO_TARGET_DIR/release/run-full" --seed exercises=deploy/samples/exercises.ndjson
 
-test: build ## All tests; they need chromium, Redis, Postgres, nginx, HAProxy
-	$(SETUP) browser services milvus milvus23
+test: build ## All tests; they need chromium, Redis, Postgres, nginx, HAProxy, Go, etcd
+	$(SETUP) browser services milvus milvus23 kubernetes
 	@cargo test $(CARGO_ARGS) --workspace
 
 fmt: ## Format the code
@@ -82,8 +84,12 @@ deny: ## Licences, sources, doubled versions and known weaknesses of the depende
 openapi: build ## Write docs/openapi.json
 	@mkdir -p docs && $(SERVER) openapi > docs/openapi.json.part && mv docs/openapi.json.part docs/openapi.json
 
-generated: build ## Is docs/openapi.json what the server says?
+crds: build ## Write crds/
+	@mkdir -p crds && $(OPERATOR) crd > $(CRD).part && mv $(CRD).part $(CRD)
+
+generated: build ## Are docs/openapi.json and crds/ what the programs say?
 	@$(SERVER) openapi | diff -u docs/openapi.json - || { echo 'docs/openapi.json is not up to date: make openapi' >&2; exit 1; }
+	@$(OPERATOR) crd | diff -u $(CRD) - || { echo '$(CRD) is not up to date: make crds' >&2; exit 1; }
 
 bench: build ## Benchmarks: make bench ARGS='--help'
 	@cargo run $(CARGO_ARGS) -p sextant-tests --bin bench -- $(ARGS)

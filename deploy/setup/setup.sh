@@ -8,6 +8,8 @@
 #   milvus23     Milvus 2.3.5 for the tests of servers without full text, in the cache folder
 #   browser      chromium and its driver, for the tests; installed where apt-get and root allow
 #   services     Redis, Postgres, nginx, HAProxy: installed where apt-get and root allow, not started
+#   kubernetes   Kubernetes's servers, built from source with Go into the cache folder, and etcd, which
+#                is installed where apt-get and root allow; for the tests of the operator
 #   cargo-deny   in the cache folder; only as the last word
 #
 # The cache folder is $CACHE. Everything may be broken off at any time and started again.
@@ -89,10 +91,14 @@ MILVUS23_WHEEL='milvus==2.3.5
     --hash=sha256:69515a0630ce29fd10e101fa442afea8ca1387b93a456cd9bd41fdf3deb93d04'
 MILVUS23_NEEDED_MIB=700
 
+KUBERNETES_VERSION=$(sed -En 's/^(require)?[[:space:]]+k8s.io.kubernetes v//p' tests/kube/go.mod)
+KUBERNETES_NEEDED_MIB=6000
+
 # The name stands for exactly these wheels, and the folder gets it only when it is whole.
 libs=libs-$(cksum <<<"$WHEELS" | cut -d' ' -f1)
 milvus=milvus-lite-$(cksum <<<"$MILVUS_WHEELS" | cut -d' ' -f1)
 milvus23=milvus23-$(cksum <<<"$MILVUS23_WHEEL" | cut -d' ' -f1)
+kubernetes=kubernetes-$(cat tests/kube/go.mod tests/kube/main.go | cksum | cut -d' ' -f1)
 
 die() {
     printf '%s\n' "$@" >&2
@@ -321,6 +327,43 @@ EOF
     unlock
 }
 
+etcd_there() { have etcd || [ -x "$CACHE/bin/etcd" ]; }
+
+kubernetes_there() {
+    [ "$(readlink "$CACHE/kubernetes")" = "$kubernetes" ] && [ -x "$CACHE/kubernetes/kube-apiserver" ]
+}
+
+kubernetes() {
+    local free part=$CACHE/kubernetes.part name flags=k8s.io/component-base/version
+    etcd_there || install_services etcd-server || etcd_there ||
+        die "The tests of the operator need etcd: $(hint etcd-server etcd etcd)"
+    if kubernetes_there; then return; fi
+    have go || die "The tests of the operator build Kubernetes with Go $(sed -n 's/^go //p' tests/kube/go.mod) or newer: https://go.dev/doc/install"
+    lock
+    if kubernetes_there; then unlock && return; fi
+    if [ ! -d "$CACHE/$kubernetes" ]; then
+        free=$(df -Pm "$CACHE" | awk 'NR == 2 { print $4 }')
+        [ "$free" -ge "$KUBERNETES_NEEDED_MIB" ] ||
+            die "Not enough room in $CACHE: Kubernetes needs $KUBERNETES_NEEDED_MIB MiB for a while, $free are free."
+        rm -rf "$part"
+        mkdir -p "$part"
+        echo "Building Kubernetes $KUBERNETES_VERSION: minutes, once" >&2
+        # A server that does not know its version tells clients nonsense.
+        (cd tests/kube && GOTOOLCHAIN=local GOFLAGS=-mod=readonly CGO_ENABLED=0 go build -trimpath -o "$part/kube" \
+            -ldflags "-s -w -X $flags.gitVersion=v$KUBERNETES_VERSION -X $flags.gitMajor=1 \
+                -X $flags.gitMinor=$(cut -d. -f2 <<<"$KUBERNETES_VERSION") -X $flags.gitTreeState=clean \
+                -X $flags.gitCommit=$KUBERNETES_VERSION -X $flags.buildDate=1970-01-01T00:00:00Z" .) >&2 ||
+            die "Kubernetes could not be built: what go said is above."
+        for name in kube-apiserver kube-controller-manager kube-proxy kube-scheduler kubelet; do
+            ln -s kube "$part/$name"
+        done
+        sync -f "$part"
+        mv -T "$part" "$CACHE/$kubernetes"
+    fi
+    link kubernetes "$kubernetes"
+    unlock
+}
+
 # fetch FOLDER WHEELS MIB WHAT: installs wheels into a folder of the cache, which is there when whole.
 fetch() {
     local part=$CACHE/libs.part free
@@ -356,7 +399,7 @@ cargo-deny() {
 
 for word; do
     case $word in
-    tools | packages | libs | milvus | milvus23 | browser | services | cargo-deny) "$word" ;;
-    *) die "usage: $0 tools|packages|libs|milvus|milvus23|browser|services|cargo-deny ..." ;;
+    tools | packages | libs | milvus | milvus23 | browser | services | kubernetes | cargo-deny) "$word" ;;
+    *) die "usage: $0 tools|packages|libs|milvus|milvus23|browser|services|kubernetes|cargo-deny ..." ;;
     esac
 done

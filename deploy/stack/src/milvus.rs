@@ -10,6 +10,7 @@ use tokio::net::TcpStream;
 use tokio::process::Command;
 
 pub use self::standalone::MilvusStandalone;
+use crate::cached;
 use crate::process::{Process, StackError, free_port};
 use crate::shared::{self, Left};
 
@@ -41,7 +42,7 @@ impl MilvusLite {
         SHARED
             .get_or_init(|| {
                 shared::start("milvus", start, |server: &Self| Left {
-                    pid: server.process.pid(),
+                    pids: server.process.pid().into_iter().collect(),
                     files: Vec::new(),
                 })
             })
@@ -99,11 +100,4 @@ fn package() -> Result<PathBuf, StackError> {
     let message =
         "milvus-lite is not there: run `deploy/setup/setup.sh milvus`, or set MILVUS_LITE";
     Err(StackError(message.to_owned()))
-}
-
-/// A folder that a variable names, or one of the cache.
-fn cached(variable: &str, name: &str) -> PathBuf {
-    let path = |name: &str| std::env::var_os(name).map(PathBuf::from);
-    let cache = || path("XDG_CACHE_HOME").or_else(|| Some(path("HOME")?.join(".cache")));
-    path(variable).unwrap_or_else(|| cache().unwrap_or_default().join("sextant").join(name))
 }

@@ -51,7 +51,7 @@ impl Postgres {
         SHARED
             .get_or_init(|| {
                 shared::start("postgres", start, |server: &Self| Left {
-                    pid: server.process.pid(),
+                    pids: server.process.pid().into_iter().collect(),
                     files: Vec::new(),
                 })
             })

@@ -14,7 +14,7 @@ static LEFT: Mutex<Vec<Left>> = Mutex::new(Vec::new());
 
 /// What is to be done away with at the end of the process.
 pub struct Left {
-    pub pid: Option<u32>,
+    pub pids: Vec<u32>,
     /// Files that the server makes outside of its folder.
     pub files: Vec<PathBuf>,
 }
@@ -79,9 +79,9 @@ fn remove_left_behind() -> Result<(), StackError> {
 
 /// When the process ends.
 extern "C" fn end() {
-    for Left { pid, files } in all_left().drain(..) {
-        let pids =
-            pid.into_iter().flat_map(|pid| i32::try_from(pid).into_iter().chain(children(pid)));
+    for Left { pids, files } in all_left().drain(..) {
+        let with_children = |pid| i32::try_from(pid).into_iter().chain(children(pid));
+        let pids = pids.into_iter().flat_map(with_children);
         for pid in pids {
             // SAFETY: a plain system call; it fails for one that has ended by itself.
             unsafe { libc::kill(pid, libc::SIGKILL) };

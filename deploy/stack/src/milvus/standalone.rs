@@ -45,7 +45,10 @@ impl MilvusStandalone {
     pub fn shared() -> Result<&'static Self, &'static StackError> {
         static SHARED: OnceLock<Result<MilvusStandalone, StackError>> = OnceLock::new();
         let start = async |folder: PathBuf| Self::start(&folder).await;
-        let left = |it: &Self| Left { pid: it.process.pid(), files: it.files_outside() };
+        let left = |it: &Self| Left {
+            pids: it.process.pid().into_iter().collect(),
+            files: it.files_outside(),
+        };
         SHARED.get_or_init(|| shared::start("milvus23", start, left)).as_ref()
     }
 
@@ -208,7 +211,7 @@ fn inner_ports() -> Result<Vec<u16>, StackError> {
 
 /// The folder of the programs: `$MILVUS23`, or where `deploy/setup/setup.sh` puts it.
 fn programs() -> Result<PathBuf, StackError> {
-    let folder = super::cached("MILVUS23", "milvus23");
+    let folder = crate::cached("MILVUS23", "milvus23");
     if folder.join("milvus").is_file() {
         return Ok(folder);
     }

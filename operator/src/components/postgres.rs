@@ -1,0 +1,500 @@
+//! Postgres, one primary and its replicas. Patroni in the pods decides who is the primary, with the
+//! Kubernetes API as its store; the operator never promotes.
+//!
+//! # Source
+//! <https://patroni.readthedocs.io/en/latest/kubernetes.html>
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::api::apps::v1::{StatefulSet, StatefulSetSpec, StatefulSetUpdateStrategy};
+use k8s_openapi::api::core::v1::{
+    ConfigMap, Container, PersistentVolumeClaim, PersistentVolumeClaimSpec, PodSpec, Service,
+    ServiceAccount, ServicePort, ServiceSpec, VolumeResourceRequirements,
+};
+use k8s_openapi::api::rbac::v1::{PolicyRule, Role, RoleBinding, RoleRef, Subject};
+use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
+use kube::api::ObjectMeta;
+use serde_json::{Value, json};
+
+use super::meta::Component;
+use super::pod::{
+    self, Timing, config_volume, env, field_env, mount, read_only, scratch, secret_env,
+};
+use super::server::{Connection, disruption_budget};
+use super::{Desired, Kind, Observed};
+use crate::crd::{Storage, Synchronous};
+use crate::validate::Deployment;
+
+pub const PORT: u16 = 5432;
+pub const PATRONI_PORT: u16 = 8008;
+/// What Patroni says a pod is.
+pub const ROLE_LABEL: &str = "sextant.dev/postgres-role";
+pub const PRIMARY: &str = "primary";
+const REPLICA: &str = "replica";
+const CONFIG: &str = "/etc/patroni";
+const DATA: &str = "/var/lib/postgresql/data";
+const DATABASE: &str = "sextant";
+
+/// Settings of Postgres that replication and failover depend on.
+const OWN_PARAMETERS: [(&str, &str); 10] = [
+    ("wal_level", "replica"),
+    ("hot_standby", "on"),
+    ("wal_log_hints", "on"),
+    ("max_wal_senders", "10"),
+    ("max_replication_slots", "10"),
+    ("wal_keep_size", "512MB"),
+    ("max_slot_wal_keep_size", "4GB"),
+    ("wal_sender_timeout", "5s"),
+    ("wal_receiver_timeout", "5s"),
+    ("password_encryption", "scram-sha-256"),
+];
+
+/// Settings that Patroni or the pod decides.
+const REFUSED: [&str; 12] = [
+    "archive_command",
+    "cluster_name",
+    "config_file",
+    "data_directory",
+    "hba_file",
+    "ident_file",
+    "listen_addresses",
+    "port",
+    "primary_conninfo",
+    "restore_command",
+    "synchronous_standby_names",
+    "unix_socket_directories",
+];
+
+/// Why a setting cannot be had in `spec.postgres.parameters`.
+pub fn refusal(parameter: &str) -> Option<&'static str> {
+    let own = OWN_PARAMETERS.iter().any(|(name, _)| *name == parameter);
+    if own || REFUSED.contains(&parameter) {
+        return Some("replication depends on it: the operator sets it");
+    }
+    let well_formed = parameter.bytes().all(|b| b.is_ascii_alphanumeric() || b"_.".contains(&b));
+    (!well_formed || parameter.is_empty()).then_some("is not the name of a setting")
+}
+
+pub fn add(desired: &mut Desired, deployment: &Deployment, observed: &Observed) {
+    if deployment.spec.postgres.external.is_some() {
+        return;
+    }
+    let config = config_map(deployment);
+    desired.add(Kind::ServiceAccount, service_account(deployment));
+    desired.add(Kind::Role, role(deployment));
+    desired.add(Kind::RoleBinding, role_binding(deployment));
+    for service in services(deployment) {
+        desired.add(Kind::Service, service);
+    }
+    if deployment.spec.postgres.instances() > 1 && !deployment.spec.hibernate {
+        let budget = disruption_budget(deployment, Component::Postgres);
+        desired.add(Kind::PodDisruptionBudget, budget);
+    }
+    desired.add(Kind::StatefulSet, stateful_set(deployment, observed, &config));
+    desired.add(Kind::ConfigMap, config);
+}
+
+/// How servers reach the database. Strings of an external one hold passwords, so they come as
+/// variables from their Secrets.
+pub fn connection(deployment: &Deployment) -> Connection {
+    if let Some(external) = &deployment.spec.postgres.external {
+        let mut connection = Connection::new("postgres", json!({}));
+        let primary = &external.primary;
+        connection.env.push(secret_env("SEXTANT_POSTGRES__PRIMARY", &primary.name, &primary.key));
+        let mut replicas = Vec::new();
+        for (number, replica) in external.replicas.iter().enumerate() {
+            let name = format!("POSTGRES_REPLICA_{number}");
+            connection.env.push(secret_env(&name, &replica.name, &replica.key));
+            replicas.push(format!("$({name})"));
+        }
+        if !replicas.is_empty() {
+            // Kubernetes puts in the variables above.
+            let list = serde_json::to_string(&replicas).unwrap_or_default();
+            connection.env.push(env("SEXTANT_POSTGRES__REPLICAS", list));
+        }
+        connection.read.extend(external.replicas.iter().map(|replica| replica.name.clone()));
+        connection.read.push(primary.name.clone());
+        return connection;
+    }
+    let name = deployment.child_name(Component::Postgres);
+    let url = |role: &str| {
+        let host = deployment.host(&format!("{name}-{role}"));
+        format!("postgres://{DATABASE}@{host}:{PORT}/{DATABASE}?sslmode=prefer")
+    };
+    let mut config = json!({"primary": url("rw")});
+    if deployment.spec.postgres.instances() > 1 {
+        config["replicas"] = json!([url("ro")]);
+    }
+    Connection::new("postgres", config).with_secret("password_file", name, "password")
+}
+
+fn service_account(deployment: &Deployment) -> ServiceAccount {
+    ServiceAccount {
+        metadata: deployment.child(Component::Postgres),
+        automount_service_account_token: Some(false),
+        ..ServiceAccount::default()
+    }
+}
+
+/// What Patroni needs for its lock and for the labels of the pods.
+fn role(deployment: &Deployment) -> Role {
+    let scope = scope(deployment);
+    let words = |words: &[&str]| words.iter().map(|&word| word.to_owned()).collect::<Vec<_>>();
+    let rule = |resource: &str, verbs: &[&str], names: Option<Vec<String>>| PolicyRule {
+        api_groups: Some(vec![String::new()]),
+        resources: Some(words(&[resource])),
+        verbs: words(verbs),
+        resource_names: names,
+        ..PolicyRule::default()
+    };
+    let own = ["", "-config", "-sync", "-failover"].map(|suffix| format!("{scope}{suffix}"));
+    Role {
+        metadata: deployment.child(Component::Postgres),
+        rules: Some(vec![
+            // A list, a watch and a create cannot be bound to names.
+            rule("endpoints", &["create", "list", "watch"], None),
+            rule("endpoints", &["delete", "get", "patch", "update"], Some(own.to_vec())),
+            rule("pods", &["get", "list", "patch", "update", "watch"], None),
+        ]),
+    }
+}
+
+fn role_binding(deployment: &Deployment) -> RoleBinding {
+    let name = deployment.child_name(Component::Postgres);
+    RoleBinding {
+        metadata: deployment.child(Component::Postgres),
+        role_ref: RoleRef {
+            api_group: "rbac.authorization.k8s.io".to_owned(),
+            kind: "Role".to_owned(),
+            name: name.clone(),
+        },
+        subjects: Some(vec![Subject {
+            kind: "ServiceAccount".to_owned(),
+            name,
+            namespace: Some(deployment.namespace.clone()),
+            api_group: None,
+        }]),
+    }
+}
+
+/// Patroni's scope: the Service of the primary has its name, for Patroni writes the addresses of
+/// that Service itself.
+fn scope(deployment: &Deployment) -> String {
+    format!("{}-rw", deployment.child_name(Component::Postgres))
+}
+
+fn services(deployment: &Deployment) -> [Service; 3] {
+    let service = |suffix: &str, spec: ServiceSpec| Service {
+        metadata: deployment.child_with(Component::Postgres, suffix),
+        spec: Some(spec),
+        ..Service::default()
+    };
+    let port = ServicePort {
+        name: Some("postgres".to_owned()),
+        port: PORT.into(),
+        target_port: Some(IntOrString::Int(PORT.into())),
+        protocol: Some("TCP".to_owned()),
+        ..ServicePort::default()
+    };
+    let mut replicas = deployment.selector_labels(Component::Postgres);
+    replicas.insert(ROLE_LABEL.to_owned(), REPLICA.to_owned());
+    [
+        // Without a selector: its address is the holder of Patroni's lock.
+        service("rw", ServiceSpec { ports: Some(vec![port.clone()]), ..ServiceSpec::default() }),
+        service(
+            "ro",
+            ServiceSpec {
+                ports: Some(vec![port]),
+                selector: Some(replicas),
+                ..ServiceSpec::default()
+            },
+        ),
+        // Without it Kubernetes would take away the Endpoints in which Patroni keeps its settings.
+        service(
+            "rw-config",
+            ServiceSpec { cluster_ip: Some("None".to_owned()), ..ServiceSpec::default() },
+        ),
+    ]
+}
+
+/// The settings that all members share. Patroni reads them once, when the first is made; later ones
+/// go to its REST interface.
+pub fn dynamic_configuration(deployment: &Deployment) -> Value {
+    let spec = &deployment.spec.postgres;
+    let mut parameters: BTreeMap<&str, &str> = OWN_PARAMETERS.into();
+    for (name, value) in &spec.parameters {
+        parameters.insert(name, value);
+    }
+    json!({
+        // loop_wait + 2 * retry_timeout must not exceed ttl, which is at least 20.
+        "ttl": 20,
+        "loop_wait": 5,
+        "retry_timeout": 5,
+        "maximum_lag_on_failover": 1_048_576,
+        "primary_start_timeout": 30,
+        "synchronous_mode": spec.synchronous != Synchronous::Off,
+        "synchronous_mode_strict": spec.synchronous == Synchronous::Required,
+        "failsafe_mode": true,
+        "member_slots_ttl": "30min",
+        "postgresql": {"use_pg_rewind": true, "use_slots": true, "parameters": parameters},
+    })
+}
+
+fn config_map(deployment: &Deployment) -> ConfigMap {
+    let mut labels = deployment.selector_labels(Component::Postgres);
+    labels.remove(super::meta::NAME);
+    let config = json!({
+        "scope": scope(deployment),
+        "kubernetes": {
+            "use_endpoints": true,
+            "namespace": deployment.namespace,
+            "labels": labels,
+            "scope_label": "sextant.dev/postgres-scope",
+            "role_label": ROLE_LABEL,
+            "leader_label_value": PRIMARY,
+            "follower_label_value": REPLICA,
+            "standby_leader_label_value": REPLICA,
+            "ports": [{"name": "postgres", "port": PORT}],
+        },
+        "restapi": {"listen": format!("0.0.0.0:{PATRONI_PORT}")},
+        "bootstrap": {
+            "dcs": dynamic_configuration(deployment),
+            "initdb": [
+                {"encoding": "UTF8"},
+                {"locale": "C.UTF-8"},
+                "data-checksums",
+                {"auth-host": "scram-sha-256"},
+                {"auth-local": "trust"},
+            ],
+            "post_bootstrap": format!("sh {CONFIG}/post-bootstrap.sh"),
+        },
+        "postgresql": {
+            "listen": format!("0.0.0.0:{PORT}"),
+            "data_dir": format!("{DATA}/pgdata"),
+            "pgpass": "/tmp/pgpass",
+            "remove_data_directory_on_rewind_failure": true,
+            "remove_data_directory_on_diverged_timelines": true,
+            "parameters": {"unix_socket_directories": "/tmp"},
+            "pg_hba": [
+                "local all all trust",
+                "host replication replication 0.0.0.0/0 scram-sha-256",
+                "host replication replication ::/0 scram-sha-256",
+                "host all all 0.0.0.0/0 scram-sha-256",
+                "host all all ::/0 scram-sha-256",
+            ],
+        },
+    });
+    // The password goes in as a variable of psql, from the environment: not in the process list.
+    let script = format!(
+        "set -eu
+psql -v ON_ERROR_STOP=1 -h /tmp -U postgres -d postgres <<'SQL'
+\\getenv password SEXTANT_PASSWORD
+CREATE ROLE {DATABASE} LOGIN PASSWORD :'password';
+CREATE DATABASE {DATABASE} OWNER {DATABASE};
+SQL
+"
+    );
+    ConfigMap {
+        metadata: deployment.child(Component::Postgres),
+        data: Some(BTreeMap::from([
+            ("patroni.yaml".to_owned(), serde_json::to_string_pretty(&config).unwrap_or_default()),
+            ("post-bootstrap.sh".to_owned(), script),
+        ])),
+        ..ConfigMap::default()
+    }
+}
+
+fn stateful_set(deployment: &Deployment, observed: &Observed, config: &ConfigMap) -> StatefulSet {
+    let spec = &deployment.spec.postgres;
+    let name = deployment.child_name(Component::Postgres);
+    // The shared settings go to running members: only what Patroni reads when it starts counts.
+    let file = config.data.as_ref().and_then(|data| data.get("patroni.yaml"));
+    let mut local: Value =
+        file.and_then(|file| serde_json::from_str(file).ok()).unwrap_or_default();
+    local["bootstrap"] = Value::Null;
+    let local = local.to_string();
+    let secrets = observed.secret_hash([name.as_str()]);
+    let hash = pod::config_hash([local.as_bytes(), secrets.as_bytes()]);
+    let probe = |path: &str, failures: i32| {
+        Timing { period: 10, timeout: 5, failures }.http(path, "patroni")
+    };
+    let container = Container {
+        command: Some(vec!["patroni".to_owned(), format!("{CONFIG}/patroni.yaml")]),
+        ports: Some(vec![pod::port("postgres", PORT), pod::port("patroni", PATRONI_PORT)]),
+        env: Some(vec![
+            field_env("PATRONI_NAME", "metadata.name"),
+            field_env("PATRONI_KUBERNETES_POD_IP", "status.podIP"),
+            env(
+                "PATRONI_RESTAPI_CONNECT_ADDRESS",
+                format!("$(PATRONI_KUBERNETES_POD_IP):{PATRONI_PORT}"),
+            ),
+            env(
+                "PATRONI_POSTGRESQL_CONNECT_ADDRESS",
+                format!("$(PATRONI_KUBERNETES_POD_IP):{PORT}"),
+            ),
+            env("PATRONI_SUPERUSER_USERNAME", "postgres"),
+            secret_env("PATRONI_SUPERUSER_PASSWORD", &name, "superuser"),
+            env("PATRONI_REPLICATION_USERNAME", "replication"),
+            secret_env("PATRONI_REPLICATION_PASSWORD", &name, "replication"),
+            env("PATRONI_RESTAPI_USERNAME", "patroni"),
+            secret_env("PATRONI_RESTAPI_PASSWORD", &name, "patroni"),
+            secret_env("SEXTANT_PASSWORD", &name, "password"),
+        ]),
+        resources: Some(spec.resources.or(&[("cpu", "250m"), ("memory", "512Mi")])),
+        volume_mounts: Some(vec![
+            read_only(mount("config", CONFIG)),
+            mount("data", DATA),
+            mount("tmp", "/tmp"),
+        ]),
+        // A replica is ready once it streams; a first one copies the whole database before.
+        readiness_probe: Some(probe("/readiness", 3)),
+        liveness_probe: Some(probe("/liveness", 3)),
+        startup_probe: Some(probe("/liveness", 30)),
+        ..Container::default()
+    };
+    let image = deployment.spec.images.postgres().to_owned();
+    let pod = PodSpec {
+        service_account_name: Some(name.clone()),
+        containers: vec![deployment.container("postgres", image, container)],
+        volumes: Some(vec![config_volume("config", &name), scratch("tmp", "256Mi")]),
+        // Time for a last checkpoint.
+        termination_grace_period_seconds: Some(90),
+        ..PodSpec::default()
+    };
+    StatefulSet {
+        metadata: deployment.child(Component::Postgres),
+        spec: Some(StatefulSetSpec {
+            replicas: Some(if deployment.spec.hibernate { 0 } else { spec.instances() }),
+            selector: deployment.selector(Component::Postgres),
+            service_name: Some(format!("{}-config", scope(deployment))),
+            pod_management_policy: Some("Parallel".to_owned()),
+            // Kubernetes would begin with the highest number, primary or not: see `rollout_step`.
+            update_strategy: Some(StatefulSetUpdateStrategy {
+                type_: Some("OnDelete".to_owned()),
+                rolling_update: None,
+            }),
+            template: deployment.pod_template(Component::Postgres, &spec.scheduling, hash, pod),
+            volume_claim_templates: Some(vec![claim(&spec.storage)]),
+            ..StatefulSetSpec::default()
+        }),
+        ..StatefulSet::default()
+    }
+}
+
+/// The volume `data` of each pod.
+pub fn claim(storage: &Storage) -> PersistentVolumeClaim {
+    PersistentVolumeClaim {
+        metadata: ObjectMeta { name: Some("data".to_owned()), ..ObjectMeta::default() },
+        spec: Some(PersistentVolumeClaimSpec {
+            access_modes: Some(vec!["ReadWriteOnce".to_owned()]),
+            storage_class_name: storage.storage_class.clone(),
+            resources: Some(VolumeResourceRequirements {
+                requests: Some(BTreeMap::from([("storage".to_owned(), storage.size().to_k8s())])),
+                limits: None,
+            }),
+            ..PersistentVolumeClaimSpec::default()
+        }),
+        ..PersistentVolumeClaim::default()
+    }
+}
+
+/// A member of the Postgres cluster.
+#[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own")]
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Member {
+    pub name: String,
+    pub is_primary: bool,
+    pub ready: bool,
+    /// Whether its pod is of an older template than the StatefulSet's.
+    pub outdated: bool,
+    /// Whether it could take over without losing acknowledged writes.
+    pub in_sync: bool,
+}
+
+/// What brings members to the present template.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum RolloutStep {
+    Done,
+    /// Delete this pod; Kubernetes makes it again.
+    Replace(String),
+    Switchover {
+        to: String,
+    },
+    Wait,
+}
+
+/// The next step of a rolling update: replicas first, then a planned switchover, the old primary
+/// last. One at a time.
+pub fn rollout_step(members: &[Member]) -> RolloutStep {
+    let outdated = members.iter().filter(|member| member.outdated);
+    let Some(first) = outdated.min_by_key(|member| (member.is_primary, &member.name)) else {
+        return RolloutStep::Done;
+    };
+    if members.iter().any(|member| !member.ready && member.name != first.name) {
+        return RolloutStep::Wait;
+    }
+    if !first.is_primary || members.len() == 1 {
+        return RolloutStep::Replace(first.name.clone());
+    }
+    let able = members.iter().filter(|member| member.in_sync && member.ready && !member.is_primary);
+    match able.min_by_key(|member| &member.name) {
+        Some(replica) => RolloutStep::Switchover { to: replica.name.clone() },
+        None => RolloutStep::Wait,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn member(name: &str, is_primary: bool) -> Member {
+        Member { name: name.to_owned(), is_primary, ready: true, outdated: true, in_sync: true }
+    }
+
+    #[test]
+    fn replicas_are_replaced_before_the_primary_is_switched_over_and_replaced() {
+        let mut members = [member("pg-0", true), member("pg-1", false)];
+        assert_eq!(rollout_step(&members), RolloutStep::Replace("pg-1".to_owned()));
+        members[1].outdated = false;
+        members[1].ready = false;
+        assert_eq!(rollout_step(&members), RolloutStep::Wait);
+        members[1].ready = true;
+        assert_eq!(rollout_step(&members), RolloutStep::Switchover { to: "pg-1".to_owned() });
+        members[0].is_primary = false;
+        members[1].is_primary = true;
+        assert_eq!(rollout_step(&members), RolloutStep::Replace("pg-0".to_owned()));
+        members[0].outdated = false;
+        assert_eq!(rollout_step(&members), RolloutStep::Done);
+    }
+
+    #[test]
+    fn a_primary_stays_while_nobody_could_take_over_without_loss() {
+        let mut members = [member("pg-0", true), member("pg-1", false)];
+        members[1].outdated = false;
+        members[1].in_sync = false;
+        assert_eq!(rollout_step(&members), RolloutStep::Wait);
+    }
+
+    #[test]
+    fn a_broken_replica_is_replaced_although_it_is_not_ready() {
+        let mut members = [member("pg-0", true), member("pg-1", false)];
+        members[1].ready = false;
+        assert_eq!(rollout_step(&members), RolloutStep::Replace("pg-1".to_owned()));
+    }
+
+    #[test]
+    fn a_primary_without_replicas_is_replaced_where_it_is() {
+        let members = [member("pg-0", true)];
+        assert_eq!(rollout_step(&members), RolloutStep::Replace("pg-0".to_owned()));
+    }
+
+    #[test]
+    fn settings_that_replication_depends_on_are_refused() {
+        for name in ["wal_level", "primary_conninfo", "port", "", "a b", "x;y"] {
+            assert!(refusal(name).is_some(), "{name}");
+        }
+        for name in ["shared_buffers", "work_mem", "pg_stat_statements.track"] {
+            assert_eq!(refusal(name), None, "{name}");
+        }
+    }
+}

@@ -1,0 +1,269 @@
+//! Pods of sextant-server, whether they answer searches or only embed.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::api::apps::v1::{
+    Deployment as Workload, DeploymentSpec, DeploymentStrategy, RollingUpdateDeployment,
+};
+use k8s_openapi::api::autoscaling::v2::{
+    CrossVersionObjectReference, HorizontalPodAutoscaler, HorizontalPodAutoscalerSpec, MetricSpec,
+    MetricTarget, ResourceMetricSource,
+};
+use k8s_openapi::api::core::v1::{ConfigMap, Container, EnvVar, PodSpec, Volume, VolumeMount};
+use k8s_openapi::api::policy::v1::{PodDisruptionBudget, PodDisruptionBudgetSpec};
+use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
+use kube::ResourceExt;
+use serde_json::{Value, json};
+
+use super::meta::Component;
+use super::pod::{self, Timing, config_volume, mount, read_only, scratch, secret_volume};
+use crate::crd::{Autoscaling, Resources, Scheduling};
+use crate::validate::Deployment;
+
+pub const PORT: u16 = 8080;
+const CONFIG: &str = "/etc/sextant/sextant.yaml";
+const KEYS: &str = "/etc/sextant/keys";
+/// Where the secrets of connections are, a folder for each.
+const SECRETS: &str = "/etc/sextant/secrets";
+const SECRET_FILE: &str = "secret";
+/// How long a server that was told to end answers on, while load balancers learn of it.
+const DRAIN_DELAY_SECONDS: u64 = 10;
+const DRAIN_TIMEOUT_SECONDS: u64 = 20;
+
+/// How servers reach a store: a section of their configuration, and where its password is.
+pub struct Connection {
+    pub section: &'static str,
+    pub config: Value,
+    pub secret: Option<Secret>,
+    pub env: Vec<EnvVar>,
+    /// Secrets that the variables are from.
+    pub read: Vec<String>,
+}
+
+pub struct Secret {
+    pub name: String,
+    pub entry: String,
+    /// Field of the section that names its file.
+    pub field: &'static str,
+}
+
+impl Connection {
+    pub fn new(section: &'static str, config: Value) -> Self {
+        Self { section, config, secret: None, env: Vec::new(), read: Vec::new() }
+    }
+
+    pub fn with_secret(
+        self,
+        field: &'static str,
+        name: impl Into<String>,
+        entry: impl Into<String>,
+    ) -> Self {
+        Self { secret: Some(Secret { name: name.into(), entry: entry.into(), field }), ..self }
+    }
+
+    /// Names of all Secrets that it needs.
+    pub fn secrets(&self) -> impl Iterator<Item = &str> {
+        let file = self.secret.iter().map(|secret| secret.name.as_str());
+        file.chain(self.read.iter().map(String::as_str))
+    }
+}
+
+/// A Deployment of servers.
+pub struct Servers<'a> {
+    pub component: Component,
+    /// Beyond what all servers have.
+    pub config: Value,
+    pub keys_secret: String,
+    pub replicas: i32,
+    pub autoscaling: Option<&'a Autoscaling>,
+    pub resources: &'a Resources,
+    /// Requests where none are given.
+    pub requests: &'a [(&'a str, &'a str)],
+    pub scheduling: &'a Scheduling,
+    pub connections: Vec<Connection>,
+    /// Of the Secrets of the connections.
+    pub secret_hash: String,
+    pub pod: PodSpec,
+}
+
+impl Servers<'_> {
+    pub fn config_map(&self, deployment: &Deployment) -> ConfigMap {
+        let mut config = json!({
+            "server": {
+                "listen": format!("0.0.0.0:{PORT}"),
+                "data_dir": "/var/lib/sextant",
+                "drain_delay_ms": DRAIN_DELAY_SECONDS * 1_000,
+                "drain_timeout_ms": DRAIN_TIMEOUT_SECONDS * 1_000,
+            },
+            "auth": {"keys_file": format!("{KEYS}/keys.yaml"), "public_metrics": true},
+            "log": {"format": "json"},
+        });
+        merge(&mut config, &self.config);
+        for Connection { section, config: own, secret, .. } in &self.connections {
+            config[*section] = own.clone();
+            if let Some(secret) = secret {
+                config[*section][secret.field] = secret_file(section).into();
+            }
+        }
+        // JSON is YAML, and its order of keys is always the same.
+        let text = serde_json::to_string_pretty(&config).unwrap_or_default();
+        ConfigMap {
+            metadata: deployment.child(self.component),
+            data: Some(BTreeMap::from([("sextant.yaml".to_owned(), text)])),
+            ..ConfigMap::default()
+        }
+    }
+
+    pub fn workload(&self, deployment: &Deployment) -> Workload {
+        let config = self.config_map(deployment);
+        let text = config.data.iter().flat_map(BTreeMap::values).map(String::as_bytes);
+        let hash = pod::config_hash(text.chain([self.secret_hash.as_bytes()]));
+        let spec = self.pod_spec(deployment, &config.name_any());
+        let hibernated = deployment.spec.hibernate;
+        Workload {
+            metadata: deployment.child(self.component),
+            spec: Some(DeploymentSpec {
+                // Whoever scales must own this field alone.
+                replicas: match self.autoscaling {
+                    _ if hibernated => Some(0),
+                    Some(_) => None,
+                    None => Some(self.replicas),
+                },
+                selector: deployment.selector(self.component),
+                revision_history_limit: Some(3),
+                min_ready_seconds: Some(5),
+                strategy: Some(DeploymentStrategy {
+                    type_: Some("RollingUpdate".to_owned()),
+                    rolling_update: Some(RollingUpdateDeployment {
+                        max_surge: Some(IntOrString::Int(1)),
+                        max_unavailable: Some(IntOrString::Int(0)),
+                    }),
+                }),
+                template: deployment.pod_template(self.component, self.scheduling, hash, spec),
+                ..DeploymentSpec::default()
+            }),
+            ..Workload::default()
+        }
+    }
+
+    fn pod_spec(&self, deployment: &Deployment, config_map: &str) -> PodSpec {
+        let image = format!("{}:{}", deployment.spec.images.server(), deployment.version);
+        let mut mounts = vec![
+            VolumeMount {
+                sub_path: Some("sextant.yaml".to_owned()),
+                ..read_only(mount("config", CONFIG))
+            },
+            read_only(mount("keys", KEYS)),
+            mount("data", "/var/lib/sextant"),
+            mount("tmp", "/tmp"),
+        ];
+        let mut volumes: Vec<Volume> = vec![
+            config_volume("config", config_map),
+            secret_volume("keys", &self.keys_secret, &[("keys.yaml", "keys.yaml")]),
+            scratch("data", "1Gi"),
+            scratch("tmp", "1Gi"),
+        ];
+        for Connection { section, secret, .. } in &self.connections {
+            let Some(secret) = secret else { continue };
+            volumes.push(secret_volume(section, &secret.name, &[(&secret.entry, SECRET_FILE)]));
+            mounts.push(read_only(mount(section, &format!("{SECRETS}/{section}"))));
+        }
+        let env = self.connections.iter().flat_map(|connection| connection.env.clone()).collect();
+        let container = Container {
+            args: Some(vec!["serve".to_owned(), "--config".to_owned(), CONFIG.to_owned()]),
+            ports: Some(vec![pod::port("http", PORT)]),
+            env: pod::some(env),
+            resources: Some(self.resources.or(self.requests)),
+            volume_mounts: Some(mounts),
+            // A model is loaded and Postgres waited for.
+            startup_probe: Some(
+                Timing { period: 5, timeout: 3, failures: 60 }.http("/livez", "http"),
+            ),
+            liveness_probe: Some(
+                Timing { period: 10, timeout: 5, failures: 3 }.http("/livez", "http"),
+            ),
+            readiness_probe: Some(
+                Timing { period: 5, timeout: 3, failures: 2 }.http("/readyz", "http"),
+            ),
+            ..self.pod.containers.first().cloned().unwrap_or_default()
+        };
+        PodSpec {
+            containers: vec![deployment.container("server", image, container)],
+            volumes: Some(volumes),
+            termination_grace_period_seconds: Some(
+                (DRAIN_DELAY_SECONDS + DRAIN_TIMEOUT_SECONDS + 15).cast_signed(),
+            ),
+            ..self.pod.clone()
+        }
+    }
+
+    pub fn autoscaler(&self, deployment: &Deployment) -> Option<HorizontalPodAutoscaler> {
+        let of = self.autoscaling.filter(|_| !deployment.spec.hibernate)?;
+        let metric = |name: &str, percent: i32| MetricSpec {
+            type_: "Resource".to_owned(),
+            resource: Some(ResourceMetricSource {
+                name: name.to_owned(),
+                target: MetricTarget {
+                    type_: "Utilization".to_owned(),
+                    average_utilization: Some(percent),
+                    ..MetricTarget::default()
+                },
+            }),
+            ..MetricSpec::default()
+        };
+        let mut metrics = vec![metric("cpu", of.target_cpu_percent())];
+        metrics.extend(of.target_memory_percent.map(|percent| metric("memory", percent)));
+        Some(HorizontalPodAutoscaler {
+            metadata: deployment.child(self.component),
+            spec: Some(HorizontalPodAutoscalerSpec {
+                min_replicas: Some(of.min_replicas()),
+                max_replicas: of.max_replicas,
+                metrics: Some(metrics),
+                scale_target_ref: CrossVersionObjectReference {
+                    api_version: Some("apps/v1".to_owned()),
+                    kind: "Deployment".to_owned(),
+                    name: deployment.child_name(self.component),
+                },
+                ..HorizontalPodAutoscalerSpec::default()
+            }),
+            ..HorizontalPodAutoscaler::default()
+        })
+    }
+
+    /// `None` for a single pod: a budget would keep its node from being drained.
+    pub fn disruption_budget(&self, deployment: &Deployment) -> Option<PodDisruptionBudget> {
+        let least = self.autoscaling.map_or(self.replicas, Autoscaling::min_replicas);
+        (least > 1 && !deployment.spec.hibernate)
+            .then(|| disruption_budget(deployment, self.component))
+    }
+}
+
+fn secret_file(section: &str) -> String {
+    format!("{SECRETS}/{section}/{SECRET_FILE}")
+}
+
+/// One pod at a time may be taken away by whoever drains nodes.
+pub fn disruption_budget(deployment: &Deployment, component: Component) -> PodDisruptionBudget {
+    PodDisruptionBudget {
+        metadata: deployment.child(component),
+        spec: Some(PodDisruptionBudgetSpec {
+            max_unavailable: Some(IntOrString::Int(1)),
+            selector: Some(deployment.selector(component)),
+            // A pod that is not ready serves nobody.
+            unhealthy_pod_eviction_policy: Some("AlwaysAllow".to_owned()),
+            ..PodDisruptionBudgetSpec::default()
+        }),
+        ..PodDisruptionBudget::default()
+    }
+}
+
+fn merge(into: &mut Value, from: &Value) {
+    match (into, from) {
+        (Value::Object(into), Value::Object(from)) => {
+            for (key, value) in from {
+                merge(into.entry(key.clone()).or_insert(Value::Null), value);
+            }
+        }
+        (into, from) => *into = from.clone(),
+    }
+}

@@ -1,0 +1,52 @@
+//! Why a reconciliation did not reach its end.
+
+use crate::components::Kind;
+
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("failed to apply {} {name}", kind.as_str())]
+    ApplyObject { kind: Kind, name: String, source: Box<kube::Error> },
+    #[error("failed to delete {} {name}", kind.as_str())]
+    DeleteObject { kind: Kind, name: String, source: Box<kube::Error> },
+    #[error("failed to grow the volumes of StatefulSet {name}")]
+    GrowVolumes { name: String, source: Box<kube::Error> },
+    #[error("failed to read Secret {name}")]
+    ReadSecret { name: String, source: Box<kube::Error> },
+    #[error("failed to write the status")]
+    WriteStatus { source: Box<kube::Error> },
+    #[error("failed to change the finalizer")]
+    ChangeFinalizer { source: Box<kube::Error> },
+    #[error("failed to clean up after the SearchDeployment")]
+    CleanUp { source: Box<kube::Error> },
+}
+
+impl Error {
+    /// For events, conditions and metrics.
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::ApplyObject { .. } => "ApplyObjectFailed",
+            Self::DeleteObject { .. } => "DeleteObjectFailed",
+            Self::GrowVolumes { .. } => "GrowVolumesFailed",
+            Self::ReadSecret { .. } => "ReadSecretFailed",
+            Self::WriteStatus { .. } => "WriteStatusFailed",
+            Self::ChangeFinalizer { .. } => "ChangeFinalizerFailed",
+            Self::CleanUp { .. } => "CleanUpFailed",
+        }
+    }
+
+    /// With what it comes from.
+    pub fn chain(&self) -> String {
+        let mut text = self.to_string();
+        let mut source = std::error::Error::source(self);
+        while let Some(error) = source {
+            // kube's own message repeats its source.
+            let message = match error.downcast_ref::<Box<kube::Error>>().map(AsRef::as_ref) {
+                Some(kube::Error::Api(status)) => status.message.clone(),
+                _ => error.to_string(),
+            };
+            text = format!("{text}: {message}");
+            source = error.source().filter(|_| error.downcast_ref::<Box<kube::Error>>().is_none());
+        }
+        text
+    }
+}

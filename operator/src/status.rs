@@ -1,0 +1,289 @@
+//! What the operator says of a SearchDeployment. Pure; who writes it compares it with what is there.
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+use kube::ResourceExt;
+use serde_json::Value;
+
+use crate::changes::Change;
+use crate::components::meta::Component;
+use crate::components::postgres::{PRIMARY, ROLE_LABEL};
+use crate::components::{Kind, Observed, milvus};
+use crate::crd::{
+    ComponentStatus, Health, MilvusMode, Phase, PostgresStatus, ReplicaStatus,
+    SearchDeploymentStatus,
+};
+use crate::validate::{Deployment, Fault};
+
+/// Longest list of what a paused SearchDeployment would change.
+const MAX_PENDING: usize = 50;
+
+/// How a reconciliation ended.
+pub enum Outcome<'a> {
+    /// Whether anything was changed does not matter: the pods show it.
+    Applied,
+    Paused {
+        pending: &'a [Change],
+    },
+    Failed {
+        reason: &'static str,
+        message: String,
+    },
+}
+
+/// Pods of a component, wanted and there.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Pods {
+    wanted: i64,
+    ready: i64,
+    /// Whether all are of the present template.
+    updated: bool,
+}
+
+impl Pods {
+    fn of(observed: &Observed, kind: Kind, name: &str) -> Self {
+        let Some(object) = observed.objects.get(&(kind, name.to_owned())) else {
+            return Self::default();
+        };
+        let (spec, status) = (&object.data["spec"], &object.data["status"]);
+        let number = |of: &Value, field: &str| of[field].as_i64().unwrap_or_default();
+        let wanted = spec["replicas"].as_i64().unwrap_or(1);
+        let seen =
+            number(status, "observedGeneration") >= object.metadata.generation.unwrap_or_default();
+        Self {
+            wanted,
+            ready: number(status, "readyReplicas"),
+            updated: seen && number(status, "updatedReplicas") >= wanted,
+        }
+    }
+
+    fn is_settled(self) -> bool {
+        self.updated && self.ready >= self.wanted
+    }
+
+    fn replicas(self) -> ReplicaStatus {
+        ReplicaStatus {
+            replicas: self.wanted as i32,
+            ready: self.ready as i32,
+            summary: format!("{}/{}", self.ready, self.wanted),
+        }
+    }
+}
+
+/// The components that the operator runs.
+struct Parts {
+    api: Pods,
+    embedder: Option<Pods>,
+    cache: Option<Pods>,
+    postgres: Option<Pods>,
+    milvus: Vec<(Component, Pods)>,
+}
+
+impl Parts {
+    fn of(deployment: &Deployment, observed: &Observed) -> Self {
+        let spec = &deployment.spec;
+        let pods = |kind, component| Pods::of(observed, kind, &deployment.child_name(component));
+        let workload = |component| pods(Kind::Deployment, component);
+        let set = |component| pods(Kind::StatefulSet, component);
+        let milvus = match spec.milvus.mode {
+            MilvusMode::External => Vec::new(),
+            MilvusMode::Standalone => vec![(Component::Milvus, set(Component::Milvus))],
+            MilvusMode::Cluster => {
+                let roles = milvus::roles(deployment).into_iter().map(|role| role.component);
+                let roles = roles.map(|component| (component, workload(component)));
+                [(Component::Etcd, set(Component::Etcd))].into_iter().chain(roles).collect()
+            }
+        };
+        Self {
+            api: workload(Component::Api),
+            embedder: spec.embedder.is_dedicated().then(|| workload(Component::Embedder)),
+            cache: spec.cache.is_managed().then(|| workload(Component::Redis)),
+            postgres: spec.postgres.external.is_none().then(|| set(Component::Postgres)),
+            milvus,
+        }
+    }
+
+    /// Those that there are, as conditions call them.
+    fn named(&self) -> Vec<(&'static str, Vec<Pods>)> {
+        let list = |pods: Option<Pods>| pods.into_iter().collect::<Vec<_>>();
+        let milvus = self.milvus.iter().map(|(_, pods)| *pods).collect();
+        let all = [
+            ("Api", vec![self.api]),
+            ("Embedder", list(self.embedder)),
+            ("Cache", list(self.cache)),
+            ("Postgres", list(self.postgres)),
+            ("Milvus", milvus),
+        ];
+        all.into_iter().filter(|(_, pods)| !pods.is_empty()).collect()
+    }
+
+    /// Names of those with fewer pods than they ask for, or older ones.
+    fn unsettled(&self) -> Vec<&'static str> {
+        let settled = |pods: &[Pods]| pods.iter().all(|pods| pods.is_settled());
+        let unsettled = self.named().into_iter().filter(|(_, pods)| !settled(pods));
+        unsettled.map(|(name, _)| name).collect()
+    }
+
+    fn health(&self) -> Health {
+        let searchable = self.api.ready > 0
+            && self.embedder.is_none_or(|pods| pods.ready > 0)
+            && self.milvus.iter().all(|(_, pods)| pods.ready > 0);
+        match (searchable, self.unsettled().is_empty()) {
+            (false, _) => Health::Red,
+            (true, true) => Health::Green,
+            (true, false) => Health::Yellow,
+        }
+    }
+}
+
+/// The status of a spec that can be built.
+pub fn status(
+    deployment: &Deployment,
+    observed: &Observed,
+    outcome: &Outcome<'_>,
+    before: Option<&SearchDeploymentStatus>,
+    now: &Time,
+) -> SearchDeploymentStatus {
+    let parts = Parts::of(deployment, observed);
+    let settled = parts.unsettled().is_empty();
+    let phase = match outcome {
+        Outcome::Failed { .. } => Phase::Failed,
+        Outcome::Paused { .. } => Phase::Paused,
+        Outcome::Applied if deployment.spec.hibernate && settled => Phase::Hibernated,
+        Outcome::Applied if settled => Phase::Ready,
+        Outcome::Applied => Phase::Progressing,
+    };
+    let mut conditions =
+        Conditions { before, generation: deployment.generation, now, all: Vec::new() };
+    conditions.of_all(deployment, &parts, outcome);
+    conditions.of_each(&parts);
+    let selector = deployment.selector_labels(Component::Api);
+    let selector: Vec<_> = selector.iter().map(|(key, value)| format!("{key}={value}")).collect();
+    let pending = match outcome {
+        Outcome::Paused { pending } => pending,
+        _ => &[][..],
+    };
+    SearchDeploymentStatus {
+        observed_generation: Some(deployment.generation),
+        phase: Some(phase),
+        health: Some(parts.health()),
+        conditions: conditions.all,
+        version: Some(deployment.version.clone()),
+        selector: Some(selector.join(",")),
+        api: Some(parts.api.replicas()),
+        embedder: parts.embedder.map(Pods::replicas),
+        cache: parts.cache.map(Pods::replicas),
+        postgres: parts.postgres.map(|pods| PostgresStatus {
+            replicas: pods.wanted as i32,
+            ready: pods.ready as i32,
+            primary: primary(observed),
+            ..PostgresStatus::default()
+        }),
+        milvus: parts
+            .milvus
+            .iter()
+            .map(|(component, pods)| ComponentStatus {
+                name: component.as_str().to_owned(),
+                replicas: pods.wanted as i32,
+                ready: pods.ready as i32,
+            })
+            .collect(),
+        pending_changes: pending.iter().take(MAX_PENDING).map(ToString::to_string).collect(),
+    }
+}
+
+/// The status of a spec that cannot be had: what runs is left as it was, and so is what is said of it.
+pub fn invalid(
+    generation: i64,
+    faults: &[Fault],
+    before: Option<&SearchDeploymentStatus>,
+    now: &Time,
+) -> SearchDeploymentStatus {
+    let mut conditions = Conditions { before, generation, now, all: Vec::new() };
+    let message = faults.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ");
+    conditions.add("Progressing", false, "InvalidSpec", "waiting for a change of the spec");
+    conditions.add("Degraded", true, "InvalidSpec", &message);
+    let new = conditions.all;
+    let mut status = before.cloned().unwrap_or_default();
+    status.conditions.retain(|old| new.iter().all(|new| new.type_ != old.type_));
+    status.conditions.extend(new);
+    SearchDeploymentStatus {
+        observed_generation: Some(generation),
+        phase: Some(Phase::Invalid),
+        ..status
+    }
+}
+
+fn primary(observed: &Observed) -> Option<String> {
+    let is_primary = |pod: &&std::sync::Arc<kube::api::DynamicObject>| {
+        pod.labels().get(ROLE_LABEL).is_some_and(|role| role == PRIMARY)
+    };
+    observed.postgres_pods.iter().find(is_primary).map(|pod| pod.name_any())
+}
+
+struct Conditions<'a> {
+    before: Option<&'a SearchDeploymentStatus>,
+    generation: i64,
+    now: &'a Time,
+    all: Vec<Condition>,
+}
+
+impl Conditions<'_> {
+    fn of_all(&mut self, deployment: &Deployment, parts: &Parts, outcome: &Outcome<'_>) {
+        let (health, unsettled) = (parts.health(), parts.unsettled());
+        let waiting = format!("waiting for pods of {}", unsettled.join(", "));
+        if deployment.spec.hibernate {
+            self.add("Ready", false, "Hibernated", "everything is scaled to zero");
+        } else {
+            match health {
+                Health::Green => self.add("Ready", true, "AllReady", "all components are ready"),
+                Health::Yellow => self.add("Ready", true, "Searchable", &waiting),
+                Health::Red => self.add("Ready", false, "ComponentsNotReady", &waiting),
+            }
+        }
+        if matches!(outcome, Outcome::Applied) && !unsettled.is_empty() {
+            self.add("Progressing", true, "PodsNotReady", &waiting);
+        } else {
+            self.add("Progressing", false, "Settled", "nothing is under way");
+        }
+        match outcome {
+            Outcome::Failed { reason, message } => self.add("Degraded", true, reason, message),
+            _ if health == Health::Yellow => self.add("Degraded", true, "PodsMissing", &waiting),
+            _ => self.add("Degraded", false, "AsWanted", "no component has less than it asks for"),
+        }
+        match outcome {
+            Outcome::Paused { pending } => {
+                let message = format!("{} changes wait for paused: false", pending.len());
+                self.add("Paused", true, "Asked", &message);
+            }
+            _ => self.add("Paused", false, "NotAsked", "changes are made"),
+        }
+    }
+
+    fn of_each(&mut self, parts: &Parts) {
+        for (name, pods) in parts.named() {
+            let sum = |number: fn(&Pods) -> i64| pods.iter().map(number).sum::<i64>();
+            let (ready, wanted) = (sum(|pods| pods.ready), sum(|pods| pods.wanted));
+            let settled = pods.iter().all(|pods| pods.is_settled());
+            let reason = if settled { "PodsReady" } else { "PodsNotReady" };
+            let message = format!("{ready} of {wanted} pods are ready");
+            self.add(&format!("{name}Ready"), settled, reason, &message);
+        }
+    }
+
+    fn add(&mut self, name: &str, holds: bool, reason: &str, message: &str) {
+        let status = if holds { "True" } else { "False" };
+        let before = self.before.into_iter().flat_map(|before| &before.conditions);
+        let same = before.filter(|old| old.type_ == name && old.status == status);
+        let since = same.map(|old| old.last_transition_time.clone()).next();
+        // Kubernetes refuses longer ones.
+        let message: String = message.chars().take(4_096).collect();
+        self.all.push(Condition {
+            type_: name.to_owned(),
+            status: status.to_owned(),
+            reason: reason.to_owned(),
+            message,
+            observed_generation: Some(self.generation),
+            last_transition_time: since.unwrap_or_else(|| self.now.clone()),
+        });
+    }
+}

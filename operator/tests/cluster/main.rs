@@ -1,0 +1,8 @@
+//! The operator's process against a real Kubernetes: etcd, kube-apiserver, kube-controller-manager.
+//! Pods are made but not run: the tests say when they are ready.
+
+#![allow(clippy::unwrap_used, reason = "a failure here is a failed test")]
+
+mod behaviour;
+mod rules;
+mod support;

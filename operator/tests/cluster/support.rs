@@ -1,0 +1,275 @@
+//! A namespace and an operator for each test.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1::{Namespace, PersistentVolume, Pod};
+use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding, PolicyRule, RoleRef, Subject};
+use k8s_openapi::api::storage::v1::StorageClass;
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
+use kube::api::{
+    Api, DeleteParams, DynamicObject, ListParams, ObjectMeta, Patch, PatchParams, PostParams,
+};
+use kube::config::{KubeConfigOptions, Kubeconfig};
+use kube::{Client, Config, ResourceExt};
+use serde_json::{Value, json};
+use sextant_operator::components::Kind;
+use sextant_operator::crd::{SearchDeployment, definition};
+use sextant_stack::kubernetes::{ControlPlane, OPERATOR};
+use sextant_stack::process::{Process, free_port};
+use tempfile::TempDir;
+use tokio::process::Command;
+use tokio::sync::OnceCell;
+
+const PATIENCE: Duration = Duration::from_secs(30);
+
+pub struct TestCluster {
+    pub client: Client,
+    pub namespace: String,
+    folder: TempDir,
+    operator_config: PathBuf,
+}
+
+/// A client with the rights of this kubeconfig.
+pub async fn client(kubeconfig: PathBuf) -> Client {
+    let kubeconfig = Kubeconfig::read_from(kubeconfig).unwrap();
+    let options = KubeConfigOptions::default();
+    let config = Config::from_custom_kubeconfig(kubeconfig, &options).await.unwrap();
+    Client::try_from(config).unwrap()
+}
+
+/// Once for all tests: the CRD and the operator's rights, as the chart has them.
+async fn prepared(client: &Client) {
+    static DONE: OnceCell<()> = OnceCell::const_new();
+    DONE.get_or_init(|| async {
+        let crds: Api<CustomResourceDefinition> = Api::all(client.clone());
+        let apply = PatchParams::apply("test").force();
+        let name = "searchdeployments.sextant.dev";
+        crds.patch(name, &apply, &Patch::Apply(definition())).await.unwrap();
+        let established = kube::runtime::conditions::is_crd_established();
+        kube::runtime::wait::await_condition(crds, name, established).await.unwrap();
+        let rules = include_str!("../../../charts/sextant/files/rules.yaml");
+        let rules: Vec<PolicyRule> = serde_saphyr::from_str(rules).unwrap();
+        let metadata = ObjectMeta { name: Some("operator".to_owned()), ..ObjectMeta::default() };
+        let role = ClusterRole {
+            metadata: metadata.clone(),
+            rules: Some(rules),
+            ..ClusterRole::default()
+        };
+        let binding = ClusterRoleBinding {
+            metadata,
+            role_ref: RoleRef {
+                api_group: "rbac.authorization.k8s.io".to_owned(),
+                kind: "ClusterRole".to_owned(),
+                name: "operator".to_owned(),
+            },
+            subjects: Some(vec![Subject {
+                kind: "User".to_owned(),
+                name: OPERATOR.name.to_owned(),
+                api_group: Some("rbac.authorization.k8s.io".to_owned()),
+                namespace: None,
+            }]),
+        };
+        let parameters = PostParams::default();
+        Api::all(client.clone()).create(&parameters, &role).await.unwrap();
+        Api::all(client.clone()).create(&parameters, &binding).await.unwrap();
+    })
+    .await;
+}
+
+impl TestCluster {
+    pub async fn start() -> Self {
+        let plane = ControlPlane::shared().unwrap();
+        let client = client(plane.admin_config()).await;
+        prepared(&client).await;
+        let namespaces: Api<Namespace> = Api::all(client.clone());
+        let namespace = Namespace {
+            metadata: ObjectMeta {
+                generate_name: Some("test-".to_owned()),
+                ..ObjectMeta::default()
+            },
+            ..Namespace::default()
+        };
+        let made = namespaces.create(&PostParams::default(), &namespace).await.unwrap();
+        Self {
+            client,
+            namespace: made.name_any(),
+            folder: tempfile::tempdir().unwrap(),
+            operator_config: plane.operator_config(),
+        }
+    }
+
+    pub fn deployments(&self) -> Api<SearchDeployment> {
+        Api::namespaced(self.client.clone(), &self.namespace)
+    }
+
+    pub fn api(&self, kind: Kind) -> Api<DynamicObject> {
+        Api::namespaced_with(self.client.clone(), &self.namespace, &kind.resource())
+    }
+
+    /// An operator for this namespace.
+    pub async fn operator(&self) -> Operator {
+        let port = free_port().unwrap();
+        let mut command = Command::new(env!("CARGO_BIN_EXE_sextant-operator"));
+        command
+            .args(["run", "--watch-namespace", &self.namespace])
+            .args(["--lease-namespace", &self.namespace])
+            .args(["--listen", &format!("127.0.0.1:{port}")])
+            .args(["--identity", &format!("operator-{port}")])
+            .env("KUBECONFIG", &self.operator_config);
+        let log = self.folder.path().join(format!("operator-{port}.log"));
+        let mut process = Process::start("sextant-operator", command, &log).unwrap();
+        process.ready(|| async { get(port, "/readyz").await.is_some() }).await.unwrap();
+        Operator { process, port, log }
+    }
+
+    /// Applies a SearchDeployment, as kubectl would.
+    pub async fn apply(&self, name: &str, spec: Value) -> Result<SearchDeployment, kube::Error> {
+        let body = json!({
+            "apiVersion": "sextant.dev/v1alpha1",
+            "kind": "SearchDeployment",
+            "metadata": {"name": name},
+            "spec": spec,
+        });
+        let parameters = PatchParams::apply("user").force();
+        self.deployments().patch(name, &parameters, &Patch::Apply(&body)).await
+    }
+
+    /// Waits for this.
+    pub async fn until(
+        &self,
+        name: &str,
+        what: &str,
+        holds: impl Fn(&SearchDeployment) -> bool,
+    ) -> SearchDeployment {
+        let mut last = None;
+        let deadline = tokio::time::Instant::now() + PATIENCE;
+        while tokio::time::Instant::now() < deadline {
+            if let Some(object) = self.deployments().get_opt(name).await.unwrap() {
+                if holds(&object) {
+                    return object;
+                }
+                last = object.status;
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        panic!("not {what}: {}", serde_json::to_string_pretty(&last).unwrap());
+    }
+
+    /// Says of all pods that they are ready, as kubelets would, until `name` is as wanted.
+    pub async fn ready(&self, name: &str) -> SearchDeployment {
+        let pods: Api<Pod> = Api::namespaced(self.client.clone(), &self.namespace);
+        let deadline = tokio::time::Instant::now() + PATIENCE;
+        let status = json!({"status": {
+            "phase": "Running",
+            "conditions": [{"type": "Ready", "status": "True", "lastTransitionTime": "2026-01-01T00:00:00Z"}],
+        }});
+        loop {
+            for pod in pods.list(&ListParams::default()).await.unwrap() {
+                let is_ready =
+                    pod.status.as_ref().is_some_and(|s| s.phase.as_deref() == Some("Running"));
+                if !is_ready {
+                    let (name, parameters) = (pod.name_any(), PatchParams::default());
+                    // It may be gone already.
+                    let _ = pods.patch_status(&name, &parameters, &Patch::Merge(&status)).await;
+                }
+            }
+            let object = self.deployments().get(name).await.unwrap();
+            let status = object.status.clone().unwrap_or_default();
+            if status.phase == Some(sextant_operator::crd::Phase::Ready)
+                && status.observed_generation == object.metadata.generation
+            {
+                return object;
+            }
+            assert!(
+                tokio::time::Instant::now() < deadline,
+                "not ready: {}",
+                serde_json::to_string_pretty(&status).unwrap()
+            );
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    }
+
+    /// Every object of the operator's kinds in this namespace: `Kind/name` and its resourceVersion.
+    pub async fn versions(&self) -> BTreeMap<String, String> {
+        let mut versions = BTreeMap::new();
+        for kind in Kind::ALL.into_iter().filter(|kind| !kind.is_optional()) {
+            for object in self.api(kind).list(&ListParams::default()).await.unwrap() {
+                // Not those that Kubernetes puts into every namespace.
+                if object.labels().contains_key("app.kubernetes.io/instance") {
+                    let name = format!("{}/{}", kind.as_str(), object.name_any());
+                    versions.insert(name, object.resource_version().unwrap_or_default());
+                }
+            }
+        }
+        versions
+    }
+
+    pub async fn names(&self) -> Vec<String> {
+        self.versions().await.into_keys().collect()
+    }
+
+    /// A class of so many volumes of 10Gi, whose claims may grow.
+    pub async fn storage_that_grows(&self, volumes: usize) -> String {
+        let class: StorageClass = serde_json::from_value(json!({
+            "metadata": {"name": self.namespace},
+            "provisioner": "kubernetes.io/no-provisioner",
+            "allowVolumeExpansion": true,
+        }))
+        .unwrap();
+        let parameters = PostParams::default();
+        Api::all(self.client.clone()).create(&parameters, &class).await.unwrap();
+        for number in 0..volumes {
+            let volume: PersistentVolume = serde_json::from_value(json!({
+                "metadata": {"name": format!("{}-{number}", self.namespace)},
+                "spec": {
+                    "accessModes": ["ReadWriteOnce"],
+                    "capacity": {"storage": "10Gi"},
+                    "hostPath": {"path": "/nowhere"},
+                    "storageClassName": self.namespace,
+                },
+            }))
+            .unwrap();
+            Api::all(self.client.clone()).create(&parameters, &volume).await.unwrap();
+        }
+        self.namespace.clone()
+    }
+
+    pub async fn delete(&self, name: &str) {
+        self.deployments().delete(name, &DeleteParams::default()).await.unwrap();
+    }
+}
+
+pub struct Operator {
+    pub process: Process,
+    port: u16,
+    log: PathBuf,
+}
+
+impl Operator {
+    /// The sum of a metric over all of its labels.
+    pub async fn metric(&self, name: &str) -> u64 {
+        let text = get(self.port, "/metrics").await.unwrap();
+        let lines = text.lines().filter(|line| {
+            line.strip_prefix(name).is_some_and(|rest| rest.starts_with(['{', ' ']))
+        });
+        lines.map(|line| line.rsplit_once(' ').unwrap().1.parse::<u64>().unwrap()).sum()
+    }
+
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(&self.log).unwrap_or_default()
+    }
+}
+
+/// The body, when the answer is 200.
+async fn get(port: u16, path: &str) -> Option<String> {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let mut stream = tokio::net::TcpStream::connect(("127.0.0.1", port)).await.ok()?;
+    let request = format!("GET {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).await.ok()?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.ok()?;
+    let (head, body) = answer.split_once("\r\n\r\n")?;
+    head.starts_with("HTTP/1.1 200").then(|| body.to_owned())
+}
