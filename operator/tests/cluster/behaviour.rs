@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use futures::TryFutureExt;
 use kube::ResourceExt;
 use kube::api::{DeleteParams, ListParams, Patch, PatchParams};
 use serde_json::json;
@@ -231,14 +232,22 @@ async fn larger_volumes_reach_the_claims_and_the_statefulset() {
     let spec = |size: &str| json!({"postgres": {"storage": {"size": size, "storageClass": class}}});
     cluster.apply("gym", spec("1Gi")).await.unwrap();
     cluster.ready("gym").await;
+    let claims: kube::Api<k8s_openapi::api::core::v1::PersistentVolumeClaim> =
+        kube::Api::namespaced(cluster.client.clone(), &cluster.namespace);
+    // Kubernetes lets only bound claims grow.
+    sextant_stack::until("bound claims", || async {
+        let bound = |name| claims.get(name).map_ok(|claim| claim.status.unwrap().phase);
+        let phases = [bound("data-gym-postgres-0").await, bound("data-gym-postgres-1").await];
+        phases.into_iter().all(|phase| phase.unwrap().as_deref() == Some("Bound"))
+    })
+    .await
+    .unwrap();
     let sets = cluster.api(Kind::StatefulSet);
     let before = sets.get("gym-postgres").await.unwrap();
     cluster.apply("gym", spec("2Gi")).await.unwrap();
     cluster.ready("gym").await;
     let after = sets.get("gym-postgres").await.unwrap();
     assert_ne!(after.uid(), before.uid());
-    let claims: kube::Api<k8s_openapi::api::core::v1::PersistentVolumeClaim> =
-        kube::Api::namespaced(cluster.client.clone(), &cluster.namespace);
     let claim = serde_json::to_value(claims.get("data-gym-postgres-1").await.unwrap()).unwrap();
     assert_eq!(claim["spec"]["resources"]["requests"]["storage"], "2Gi");
     let template = &after.data["spec"]["volumeClaimTemplates"][0];
