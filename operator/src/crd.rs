@@ -12,7 +12,7 @@ mod stores;
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{
     CustomResourceDefinition, JSON,
 };
-use kube::{CustomResource, CustomResourceExt, KubeSchema};
+use kube::{CustomResource, CustomResourceExt, KubeSchema, Resource};
 use serde::{Deserialize, Serialize};
 
 pub use api::{ApiSpec, Autoscaling, EmbedderSpec, Exposure, Gpu, Placement, ServiceType};
@@ -125,6 +125,27 @@ pub struct SearchDeploymentSpec {
     /// Default: Retain.
     #[serde(default, skip_serializing_if = "is_default")]
     pub deletion_policy: DeletionPolicy,
+}
+
+/// A file with a SearchDeployment, and its name.
+///
+/// # Errors
+/// Why it is none, in words. Fields that nobody knows are not found here: the API server finds them.
+pub fn parse(yaml: &str) -> Result<serde_json::Value, String> {
+    let mut body: serde_json::Value =
+        serde_saphyr::from_str(yaml).map_err(|error| error.to_string())?;
+    let kind = [SearchDeployment::api_version(&()), SearchDeployment::kind(&())];
+    for (field, wanted) in ["apiVersion", "kind"].into_iter().zip(kind) {
+        if body[field] != *wanted {
+            return Err(format!("its {field} is not {wanted}"));
+        }
+    }
+    // As the API server does by the default of the schema.
+    if body["spec"].is_null() {
+        body["spec"] = serde_json::json!({});
+    }
+    serde_json::from_value::<SearchDeployment>(body.clone()).map_err(|error| error.to_string())?;
+    Ok(body)
 }
 
 /// The resource as the API server learns of it.

@@ -4,17 +4,17 @@ use std::io::Read;
 use std::path::Path;
 use std::sync::Arc;
 
-use kube::api::{Api, DynamicObject, ListParams};
+use kube::api::{Api, DynamicObject, ListParams, Patch, PatchParams, ValidationDirective};
 use kube::{Client, ResourceExt};
 use rand::SeedableRng;
 use rand::rngs::StdRng;
-use serde_json::Value;
+use serde_json::{Value, json};
 use similar::TextDiff;
 
 use crate::changes::{APPLIED, Change, changes, whole};
 use crate::components::meta::INSTANCE;
 use crate::components::{Kind, Manifest, Observed, desired};
-use crate::crd::SearchDeployment;
+use crate::crd::{self, SearchDeployment};
 use crate::validate::validate;
 
 type AnyError = Box<dyn std::error::Error + Send + Sync>;
@@ -32,18 +32,14 @@ pub async fn run(file: &Path, namespace: Option<String>) -> Result<(), AnyError>
         std::fs::read_to_string(file)
             .map_err(|error| format!("cannot read {}: {error}", file.display()))?
     };
-    let mut object: SearchDeployment = serde_saphyr::from_str(&text)
+    let mut body = crd::parse(&text)
         .map_err(|error| format!("{} is no SearchDeployment: {error}", file.display()))?;
     let client = Client::try_default().await?;
     let namespace = namespace
-        .or_else(|| object.namespace())
+        .or_else(|| body["metadata"]["namespace"].as_str().map(str::to_owned))
         .unwrap_or_else(|| client.default_namespace().to_owned());
-    object.metadata.namespace = Some(namespace.clone());
-    let api: Api<SearchDeployment> = Api::namespaced(client.clone(), &namespace);
-    if let Some(there) = api.get_opt(&object.name_any()).await? {
-        object.metadata.uid = there.metadata.uid;
-        object.status = there.status;
-    }
+    body["metadata"]["namespace"] = namespace.as_str().into();
+    let object = accepted(&client, &namespace, body).await?;
     let deployment = validate(&object, env!("CARGO_PKG_VERSION"))
         .map_err(|faults| faults.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))?;
     let mut observed = observe(&client, &namespace, &deployment.name).await?;
@@ -59,6 +55,9 @@ pub async fn run(file: &Path, namespace: Option<String>) -> Result<(), AnyError>
     for change in &changes {
         print!("{}", describe(change));
     }
+    if deployment.spec.paused {
+        println!("# paused: all this waits for `paused: false`");
+    }
     let count = |verb| changes.iter().filter(|change| change.verb() == verb).count();
     println!(
         "{} to create, {} to change, {} to delete",
@@ -67,6 +66,29 @@ pub async fn run(file: &Path, namespace: Option<String>) -> Result<(), AnyError>
         count("delete")
     );
     Ok(())
+}
+
+/// What the API server would make of the file, by a dry run: it knows the rules, the fields and what
+/// must not change.
+async fn accepted(
+    client: &Client,
+    namespace: &str,
+    body: Value,
+) -> Result<SearchDeployment, AnyError> {
+    let api: Api<SearchDeployment> = Api::namespaced(client.clone(), namespace);
+    let name = body["metadata"]["name"].as_str().unwrap_or_default();
+    let mut parameters = PatchParams::apply("sextant-operator-plan").force().dry_run();
+    parameters.field_validation = Some(ValidationDirective::Strict);
+    let answer = if api.get_opt(name).await?.is_some() {
+        // Not merged with what is there: what the file does not say is to be no more.
+        let spec = vec![json!({"op": "replace", "path": "/spec", "value": body["spec"]})];
+        let patch = serde_json::from_value(Value::Array(spec))?;
+        parameters.force = false;
+        api.patch(name, &parameters, &Patch::Json::<()>(patch)).await
+    } else {
+        api.patch(name, &parameters, &Patch::Apply(&body)).await
+    };
+    Ok(answer.map_err(|error| format!("the API server refuses it: {error}"))?)
 }
 
 /// The same as the operator's caches hold, asked once.
@@ -116,7 +138,8 @@ pub fn describe(change: &Change) -> String {
     format!("# {change}\n{}\n", diff.unified_diff().context_radius(2))
 }
 
-fn body(manifest: &Manifest) -> Value {
+/// What is to be, as it may be shown.
+pub fn body(manifest: &Manifest) -> Value {
     shown(manifest.kind, manifest.body.clone())
 }
 

@@ -31,6 +31,8 @@ pub struct Catalog {
     pub model: EmbeddingVersion,
     /// Another that it runs, around a change of models.
     next_model: Option<EmbeddingVersion>,
+    /// Of new collections that do not say.
+    default_freshness: Freshness,
     metrics: Arc<Metrics>,
     open: RwLock<HashMap<CollectionName, Arc<OpenCollection>>>,
     /// Held while collections are created and deleted.
@@ -95,6 +97,7 @@ impl Catalog {
             outbox,
             model,
             next_model: None,
+            default_freshness: Freshness::default(),
             metrics,
             open: RwLock::default(),
             changing: Mutex::default(),
@@ -116,6 +119,12 @@ impl Catalog {
     #[must_use]
     pub fn with_next_model(self, next_model: Option<EmbeddingVersion>) -> Self {
         Self { next_model, ..self }
+    }
+
+    /// What new collections are that do not say.
+    #[must_use]
+    pub fn with_default_freshness(self, default_freshness: Freshness) -> Self {
+        Self { default_freshness, ..self }
     }
 
     /// Whether this server can embed queries for a collection.
@@ -416,7 +425,8 @@ impl Catalog {
             Err(error) => return Err(error),
         }
         let text_fields = change.text_fields.clone().unwrap_or_else(Schema::default_text_fields);
-        let schema = checked(&Schema { text_fields, ..Schema::default() }, change)?;
+        let freshness = self.default_freshness;
+        let schema = checked(&Schema { text_fields, freshness, ..Schema::default() }, change)?;
         let collection = match self.store.create_collection(&parsed, &schema, &self.model).await {
             // Another server was quicker.
             Err(StoreError::Exists) if self.outbox.is_some() => {

@@ -14,6 +14,7 @@ use serde_json::Value as Json;
 use crate::adapters::embedder::device::Device;
 use crate::cache::CacheLimits;
 use crate::domain::FieldError;
+use crate::domain::collection::Freshness;
 use crate::strict;
 
 const ENV_PREFIX: &str = "SEXTANT_";
@@ -341,6 +342,7 @@ pub struct CacheConfig {
     pub embeddings_max_bytes: u64,
     pub embeddings_ttl_seconds: u64,
     pub max_stale_seconds: u64,
+    pub freshness: Freshness,
 }
 
 impl Default for CacheConfig {
@@ -352,6 +354,7 @@ impl Default for CacheConfig {
             embeddings_max_bytes: 64 << 20,
             embeddings_ttl_seconds: 24 * 60 * 60,
             max_stale_seconds: 60 * 60,
+            freshness: Freshness::Bounded,
         }
     }
 }

@@ -211,6 +211,16 @@ async fn samples_are_imported_once_and_what_was_deleted_stays_so() {
 }
 
 #[tokio::test]
+async fn a_new_collection_is_as_fresh_as_it_or_else_the_configuration_says() {
+    let server = Server::start(Options::hash().set("cache.freshness", "fresh")).await;
+    let made = server.api.put("/v1/collections/silent", &json!({})).await.ok();
+    assert_eq!(made["freshness"], "fresh");
+    let schema = json!({"freshness": "bounded"});
+    let made = server.api.put("/v1/collections/outspoken", &schema).await.ok();
+    assert_eq!(made["freshness"], "bounded");
+}
+
+#[tokio::test]
 async fn a_collection_of_another_model_can_be_read_but_not_searched() {
     let folder = tempfile::tempdir().unwrap();
     let squat = json!({"id": "squat", "name": "Squat"});

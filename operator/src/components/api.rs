@@ -40,7 +40,10 @@ fn servers<'a>(deployment: &'a Deployment, observed: &Observed) -> Servers<'a> {
     let mut config = json!({
         "documents": {"kind": "postgres"},
         "index": {"kind": "milvus"},
-        "cache": {"results_ttl_seconds": spec.cache.ttl_seconds.unwrap_or(1_800)},
+        "cache": {
+            "results_ttl_seconds": spec.cache.ttl_seconds.unwrap_or(1_800),
+            "freshness": spec.cache.freshness,
+        },
         "embedder": if dedicated {
             json!({"kind": "remote", "model_name": spec.embedder.model()})
         } else {

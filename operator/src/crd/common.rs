@@ -190,7 +190,7 @@ pub struct Images {
     #[serde(default, skip_serializing_if = "is_default")]
     pub pull_policy: ImagePullPolicy,
     /// sextant-server without its tag, which is `version`.
-    /// Default: ghcr.io/sextant-search/sextant-server.
+    /// Default: sextant-server, as deploy/images builds it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 255))]
     pub server: Option<String>,
@@ -198,7 +198,8 @@ pub struct Images {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 255))]
     pub redis: Option<String>,
-    /// Postgres with Patroni, with its tag. Default: ghcr.io/sextant-search/sextant-postgres:17.
+    /// Postgres with Patroni, with its tag. Default: sextant-postgres:17, as
+    /// deploy/images builds it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 255))]
     pub postgres: Option<String>,
@@ -214,7 +215,7 @@ pub struct Images {
 
 impl Images {
     pub fn server(&self) -> &str {
-        self.server.as_deref().unwrap_or("ghcr.io/sextant-search/sextant-server")
+        self.server.as_deref().unwrap_or("sextant-server")
     }
 
     pub fn redis(&self) -> &str {
@@ -222,7 +223,7 @@ impl Images {
     }
 
     pub fn postgres(&self) -> &str {
-        self.postgres.as_deref().unwrap_or("ghcr.io/sextant-search/sextant-postgres:17")
+        self.postgres.as_deref().unwrap_or("sextant-postgres:17")
     }
 
     pub fn milvus(&self) -> &str {

@@ -184,7 +184,8 @@ async fn start(
             Arc::clone(metrics),
         )
         .await?
-        .with_next_model(next_model),
+        .with_next_model(next_model)
+        .with_default_freshness(config.cache.freshness),
     );
     let backlog = Arc::new(AtomicU64::new(0));
     let ingest = Arc::new(Ingest {

@@ -106,7 +106,8 @@ pub struct SchemaChange {
     pub attributes: BTreeMap<String, AttributeType>,
     /// How a search without `mode` is answered; `dense` when not given.
     pub default_mode: Option<Mode>,
-    /// Which answers from before a change may be given after it; `bounded` when not given.
+    /// Which answers from before a change may be given after it; when not given, what the server's
+    /// configuration says, else `bounded`.
     pub freshness: Option<Freshness>,
 }
 
