@@ -34,7 +34,8 @@ unexport MAKEFLAGS
 SETUP := @deploy/setup/setup.sh
 SERVER := "$$CARGO_TARGET_DIR/release/sextant-server"
 OPERATOR := "$$CARGO_TARGET_DIR/release/sextant-operator"
-CRD := crds/searchdeployments.yaml
+# For kubectl, and for the chart, which takes nothing from outside its folder.
+CRDS := crds/searchdeployments.yaml charts/sextant/files/searchdeployments.yaml
 CARGO_ARGS := --release --locked
 
 # cargo uses all cores by itself, and the targets build on each other.
@@ -62,7 +63,7 @@ run-full: build ## The same with Redis, Postgres, Milvus, three servers and ngin
 	@exec "$$CARGO_TARGET_DIR/release/run-full" --seed exercises=deploy/samples/exercises.ndjson
 
 test: build ## All tests; they need chromium, Redis, Postgres, nginx, HAProxy, Go, etcd
-	$(SETUP) browser services milvus milvus23 kubernetes
+	$(SETUP) browser services milvus milvus23 kubernetes charts
 	@cargo test $(CARGO_ARGS) --workspace
 
 fmt: ## Format the code
@@ -84,12 +85,12 @@ deny: ## Licences, sources, doubled versions and known weaknesses of the depende
 openapi: build ## Write docs/openapi.json
 	@mkdir -p docs && $(SERVER) openapi > docs/openapi.json.part && mv docs/openapi.json.part docs/openapi.json
 
-crds: build ## Write crds/
-	@mkdir -p crds && $(OPERATOR) crd > $(CRD).part && mv $(CRD).part $(CRD)
+crds: build ## Write crds/, also into the chart
+	@for file in $(CRDS); do $(OPERATOR) crd > $$file.part && mv $$file.part $$file || exit; done
 
 generated: build ## Are docs/openapi.json and crds/ what the programs say?
 	@$(SERVER) openapi | diff -u docs/openapi.json - || { echo 'docs/openapi.json is not up to date: make openapi' >&2; exit 1; }
-	@$(OPERATOR) crd | diff -u $(CRD) - || { echo '$(CRD) is not up to date: make crds' >&2; exit 1; }
+	@for file in $(CRDS); do $(OPERATOR) crd | diff -u $$file - || { echo "$$file is not up to date: make crds" >&2; exit 1; }; done
 
 bench: build ## Benchmarks: make bench ARGS='--help'
 	@cargo run $(CARGO_ARGS) -p sextant-tests --bin bench -- $(ARGS)

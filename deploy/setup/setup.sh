@@ -10,6 +10,8 @@
 #   services     Redis, Postgres, nginx, HAProxy: installed where apt-get and root allow, not started
 #   kubernetes   Kubernetes's servers, built from source with Go into the cache folder, and etcd, which
 #                is installed where apt-get and root allow; for the tests of the operator
+#   charts       helm and kubeconform, built from source with Go into the cache folder; for the tests of
+#                the chart
 #   cargo-deny   in the cache folder; only as the last word
 #
 # The cache folder is $CACHE. Everything may be broken off at any time and started again.
@@ -18,6 +20,8 @@ cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 CACHE=${CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/sextant}
 
 DENY_VERSION=0.20.2
+HELM_VERSION=3.22.0
+KUBECONFORM_VERSION=0.7.0
 # torch belongs to the version of the crate `tch`, the two CUDA libraries to torch: it does not load
 # without them, also where there is no GPU. First hash: x86_64, second: aarch64.
 WHEELS='torch==2.11.0
@@ -388,6 +392,28 @@ fetch() {
     rm -rf "$part"
 }
 
+charts() {
+    go_tool helm "$HELM_VERSION" helm.sh/helm/v3/cmd/helm
+    go_tool kubeconform "$KUBECONFORM_VERSION" github.com/yannh/kubeconform/cmd/kubeconform
+}
+
+# go_tool NAME VERSION PACKAGE: builds a program into the folder bin of the cache.
+go_tool() {
+    local there=$CACHE/bin/$1-$2
+    if [ ! -x "$there" ]; then
+        have go || die "The tests of the chart build $1 with Go: https://go.dev/doc/install"
+        lock
+        echo "Building $1 $2: a minute, once" >&2
+        GOBIN=$CACHE/bin.part GOTOOLCHAIN=local GOFLAGS=-mod=mod CGO_ENABLED=0 \
+            go install -trimpath -ldflags '-s -w' "$3@v$2" >&2 ||
+            die "$1 could not be built: what go said is above."
+        mkdir -p "$CACHE/bin"
+        mv -T "$CACHE/bin.part/$1" "$there"
+        unlock
+    fi
+    ln -sfn "$1-$2" "$CACHE/bin/$1"
+}
+
 cargo-deny() {
     local bin=$CACHE/bin/cargo-deny
     if [ "$("$bin" --version 2>/dev/null)" = "cargo-deny $DENY_VERSION" ]; then return; fi
@@ -399,7 +425,7 @@ cargo-deny() {
 
 for word; do
     case $word in
-    tools | packages | libs | milvus | milvus23 | browser | services | kubernetes | cargo-deny) "$word" ;;
-    *) die "usage: $0 tools|packages|libs|milvus|milvus23|browser|services|kubernetes|cargo-deny ..." ;;
+    tools | packages | libs | milvus | milvus23 | browser | services | kubernetes | charts | cargo-deny) "$word" ;;
+    *) die "usage: $0 tools|packages|libs|milvus|milvus23|browser|services|kubernetes|charts|cargo-deny ..." ;;
     esac
 done

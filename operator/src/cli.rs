@@ -24,7 +24,6 @@ use crate::watch::Scope;
 type AnyError = Box<dyn std::error::Error + Send + Sync>;
 
 const CRD: &str = "searchdeployments.sextant.dev";
-const LEASE: &str = "sextant-operator";
 
 #[derive(Parser)]
 #[command(name = "sextant-operator", version, about = "Runs search platforms on Kubernetes")]
@@ -58,6 +57,9 @@ struct RunOptions {
     /// Namespace of the lease by which one of several operators leads.
     #[arg(long, env = "POD_NAMESPACE", default_value = "default")]
     lease_namespace: String,
+    /// Name of the lease; operators of different namespaces must have different ones.
+    #[arg(long, env = "SEXTANT_LEASE_NAME", default_value = "sextant-operator")]
+    lease_name: String,
     /// What this operator is called in the lease.
     #[arg(long, env = "POD_NAME")]
     identity: Option<String>,
@@ -122,8 +124,12 @@ async fn run(options: RunOptions) -> Result<(), AnyError> {
         () = crd_established(&client) => {}
         _ = waiting.wait_for(|stop| *stop) => return Ok(()),
     }
-    let mut election =
-        Election::new(client.clone(), &options.lease_namespace, LEASE, identity.clone());
+    let mut election = Election::new(
+        client.clone(),
+        &options.lease_namespace,
+        &options.lease_name,
+        identity.clone(),
+    );
     let options = Options {
         scope: Scope { namespace: options.watch_namespace },
         default_version: options.server_version,

@@ -149,7 +149,8 @@ fn shown(kind: Kind, mut body: Value) -> Value {
             *value = "(hidden)".into();
         }
     }
-    if let Some(annotations) = body["metadata"]["annotations"].as_object_mut() {
+    let annotations = body.pointer_mut("/metadata/annotations").and_then(Value::as_object_mut);
+    if let Some(annotations) = annotations {
         annotations.remove(APPLIED);
     }
     body

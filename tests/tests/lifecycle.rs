@@ -214,10 +214,10 @@ async fn samples_are_imported_once_and_what_was_deleted_stays_so() {
 async fn a_new_collection_is_as_fresh_as_it_or_else_the_configuration_says() {
     let server = Server::start(Options::hash().set("cache.freshness", "fresh")).await;
     let made = server.api.put("/v1/collections/silent", &json!({})).await.ok();
-    assert_eq!(made["freshness"], "fresh");
+    assert_eq!(made["schema"]["freshness"], "fresh");
     let schema = json!({"freshness": "bounded"});
     let made = server.api.put("/v1/collections/outspoken", &schema).await.ok();
-    assert_eq!(made["freshness"], "bounded");
+    assert_eq!(made["schema"]["freshness"], "bounded");
 }
 
 #[tokio::test]

@@ -4,5 +4,6 @@
 #![allow(clippy::unwrap_used, reason = "a failure here is a failed test")]
 
 mod behaviour;
+mod chart;
 mod rules;
 mod support;

@@ -1,7 +1,7 @@
 //! A namespace and an operator for each test.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{Namespace, PersistentVolume, Pod};
@@ -29,6 +29,11 @@ pub struct TestCluster {
     pub namespace: String,
     folder: TempDir,
     operator_config: PathBuf,
+}
+
+/// A file of the repository.
+pub fn repository(path: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().join(path)
 }
 
 /// A client with the rights of this kubeconfig.
@@ -108,20 +113,17 @@ impl TestCluster {
         Api::namespaced_with(self.client.clone(), &self.namespace, &kind.resource())
     }
 
+    /// A namespace of another control plane.
+    pub fn of(client: Client, namespace: String) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        Self { client, namespace, folder, operator_config: PathBuf::new() }
+    }
+
     /// An operator for this namespace.
     pub async fn operator(&self) -> Operator {
-        let port = free_port().unwrap();
-        let mut command = Command::new(env!("CARGO_BIN_EXE_sextant-operator"));
-        command
-            .args(["run", "--watch-namespace", &self.namespace])
-            .args(["--lease-namespace", &self.namespace])
-            .args(["--listen", &format!("127.0.0.1:{port}")])
-            .args(["--identity", &format!("operator-{port}")])
-            .env("KUBECONFIG", &self.operator_config);
-        let log = self.folder.path().join(format!("operator-{port}.log"));
-        let mut process = Process::start("sextant-operator", command, &log).unwrap();
-        process.ready(|| async { get(port, "/readyz").await.is_some() }).await.unwrap();
-        Operator { process, port, log }
+        let namespace = &self.namespace;
+        let arguments = ["--watch-namespace", namespace, "--lease-namespace", namespace];
+        Operator::start(self.folder.path(), &self.operator_config, &arguments).await
     }
 
     /// Applies a SearchDeployment, as kubectl would.
@@ -248,6 +250,22 @@ pub struct Operator {
 }
 
 impl Operator {
+    /// Starts one and waits until its caches are full. `folder` gets its log.
+    pub async fn start(folder: &Path, config: &Path, arguments: &[&str]) -> Self {
+        let port = free_port().unwrap();
+        let mut command = Command::new(env!("CARGO_BIN_EXE_sextant-operator"));
+        command
+            .arg("run")
+            .args(arguments)
+            .args(["--listen", &format!("127.0.0.1:{port}")])
+            .args(["--identity", &format!("operator-{port}")])
+            .env("KUBECONFIG", config);
+        let log = folder.join(format!("operator-{port}.log"));
+        let mut process = Process::start("sextant-operator", command, &log).unwrap();
+        process.ready(|| async { get(port, "/readyz").await.is_some() }).await.unwrap();
+        Self { process, port, log }
+    }
+
     /// The sum of a metric over all of its labels.
     pub async fn metric(&self, name: &str) -> u64 {
         let text = get(self.port, "/metrics").await.unwrap();
