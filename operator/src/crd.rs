@@ -153,8 +153,9 @@ pub fn definition() -> CustomResourceDefinition {
     let mut definition = SearchDeployment::crd();
     for version in &mut definition.spec.versions {
         let schema = version.schema.as_mut().and_then(|schema| schema.open_api_v3_schema.as_mut());
-        let properties = schema.and_then(|schema| schema.properties.as_mut());
-        if let Some(spec) = properties.and_then(|properties| properties.get_mut("spec")) {
+        let Some(schema) = schema else { continue };
+        schema.required = None;
+        if let Some(spec) = schema.properties.as_mut().and_then(|all| all.get_mut("spec")) {
             // Server-side apply makes a map whose last field goes null, which is no spec.
             spec.default = Some(JSON(serde_json::json!({})));
         }

@@ -15,7 +15,6 @@ pub use process::{Process, StackError, free_port, until};
 use std::path::PathBuf;
 
 /// A folder that a variable names, or one of the cache.
-/// `$VARIABLE`, or this in the cache folder.
 pub fn cached(variable: &str, name: &str) -> PathBuf {
     let path = |name: &str| std::env::var_os(name).map(PathBuf::from);
     let cache = || path("XDG_CACHE_HOME").or_else(|| Some(path("HOME")?.join(".cache")));

@@ -230,6 +230,7 @@ async fn an_installed_chart_brings_all_that_its_operator_needs() {
 async fn every_example_becomes_its_objects() {
     for file in yaml_files(&repository("deploy/examples")) {
         let cluster = TestCluster::start().await;
+        cluster.runtime_class("nvidia").await;
         let operator = cluster.operator().await;
         let text = std::fs::read_to_string(&file).unwrap();
         let body = sextant_operator::crd::parse(&text).unwrap();

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{Namespace, PersistentVolume, Pod};
+use k8s_openapi::api::node::v1::RuntimeClass;
 use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding, PolicyRule, RoleRef, Subject};
 use k8s_openapi::api::storage::v1::StorageClass;
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
@@ -236,6 +237,15 @@ impl TestCluster {
             Api::all(self.client.clone()).create(&parameters, &volume).await.unwrap();
         }
         self.namespace.clone()
+    }
+
+    /// Makes sure of a RuntimeClass, without which pods that name it cannot be made.
+    pub async fn runtime_class(&self, name: &str) {
+        let class: RuntimeClass =
+            serde_json::from_value(json!({"metadata": {"name": name}, "handler": name})).unwrap();
+        let apply = PatchParams::apply("test").force();
+        let classes: Api<RuntimeClass> = Api::all(self.client.clone());
+        classes.patch(name, &apply, &Patch::Apply(class)).await.unwrap();
     }
 
     pub async fn delete(&self, name: &str) {
