@@ -22,23 +22,26 @@ impl<'a> Applier<'a> {
         Self { client, namespace }
     }
 
+    /// Makes a change. What there is then, unless it is gone.
+    ///
     /// # Errors
-    /// The first change that fails; those before it stay.
-    pub async fn make(&self, change: &Change) -> Result<(), Error> {
+    /// Whatever the API server says.
+    pub async fn make(&self, change: &Change) -> Result<Option<DynamicObject>, Error> {
         match change {
             Change::Create(manifest) | Change::Update { manifest, .. } => {
-                self.apply(manifest).await
+                self.apply(manifest).await.map(Some)
             }
             Change::Grow { manifest, live, size } => {
                 self.grow(manifest, live, size).await.map_err(|source| Error::GrowVolumes {
                     name: manifest.name.clone(),
                     source: Box::new(source),
                 })?;
-                self.apply(manifest).await
+                self.apply(manifest).await.map(Some)
             }
             Change::Delete { kind, live } => self
                 .delete(*kind, live, PropagationPolicy::Background)
                 .await
+                .map(|()| None)
                 .map_err(|source| Error::DeleteObject {
                     kind: *kind,
                     name: live.name_any(),
@@ -51,7 +54,7 @@ impl<'a> Applier<'a> {
         Api::namespaced_with(self.client.clone(), self.namespace, &kind.resource())
     }
 
-    async fn apply(&self, manifest: &Manifest) -> Result<(), Error> {
+    async fn apply(&self, manifest: &Manifest) -> Result<DynamicObject, Error> {
         let mut body = manifest.body.clone();
         body["metadata"]["annotations"][APPLIED] = manifest.hash().into();
         // The fields are the operator's: who changed one by hand is overruled. Fields that nobody
@@ -59,14 +62,11 @@ impl<'a> Applier<'a> {
         let parameters = PatchParams::apply(MANAGER).force();
         let patched =
             self.api(manifest.kind).patch(&manifest.name, &parameters, &Patch::Apply(&body)).await;
-        match patched {
-            Ok(_) => Ok(()),
-            Err(source) => Err(Error::ApplyObject {
-                kind: manifest.kind,
-                name: manifest.name.clone(),
-                source: Box::new(source),
-            }),
-        }
+        patched.map_err(|source| Error::ApplyObject {
+            kind: manifest.kind,
+            name: manifest.name.clone(),
+            source: Box::new(source),
+        })
     }
 
     async fn delete(

@@ -75,7 +75,11 @@ impl Change {
 
 impl std::fmt::Display for Change {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{} {}/{}", self.verb(), self.kind().as_str(), self.name())
+        write!(f, "{} {}/{}", self.verb(), self.kind().as_str(), self.name())?;
+        match self {
+            Self::Update { why: Why::Drift, .. } => write!(f, " (somebody changed it)"),
+            _ => Ok(()),
+        }
     }
 }
 
@@ -96,7 +100,7 @@ pub fn changes(deployment: &Deployment, desired: &Desired, observed: &Observed) 
         let applied = live.annotations().get(APPLIED);
         let why = if applied != Some(&manifest.hash()) {
             Why::Wanted
-        } else if !contains(&whole(&live), &manifest.body) {
+        } else if !contains(&whole(manifest.kind, &live), &manifest.body) {
             Why::Drift
         } else {
             continue;
@@ -138,9 +142,13 @@ fn larger_volumes(manifest: &Manifest, live: &DynamicObject) -> Option<String> {
     (bytes(&wanted) > bytes(&there)).then_some(wanted)
 }
 
-/// An object as it is read, its metadata included.
-pub fn whole(live: &DynamicObject) -> Value {
-    serde_json::to_value(live).unwrap_or_default()
+/// An object as it is read, its metadata included. Those from a list do not say of what kind they are.
+pub fn whole(kind: Kind, live: &DynamicObject) -> Value {
+    let mut whole = serde_json::to_value(live).unwrap_or_default();
+    let resource = kind.resource();
+    whole["apiVersion"] = resource.api_version.into();
+    whole["kind"] = resource.kind.into();
+    whole
 }
 
 /// Whether all that is wanted is there. What Kubernetes or others add does not count.

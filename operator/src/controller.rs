@@ -53,6 +53,8 @@ pub struct Context {
     failures: Mutex<HashMap<String, u32>>,
     /// By object: repairs in a row, and when the last was made.
     repairs: Mutex<HashMap<String, (u32, Instant)>>,
+    /// By object: the status that was written last, until the cache has it.
+    written: Mutex<HashMap<String, SearchDeployment>>,
     /// Content of Secrets that specs refer to, by namespace and name, with their version.
     secrets: Mutex<HashMap<(String, String), (String, SecretData)>>,
 }
@@ -99,6 +101,7 @@ pub async fn run(
         default_version,
         failures: Mutex::default(),
         repairs: Mutex::default(),
+        written: Mutex::default(),
         secrets: Mutex::default(),
     });
     let ready = async {
@@ -144,6 +147,7 @@ async fn reconcile(object: Arc<SearchDeployment>, context: Arc<Context>) -> Resu
     let begin = Instant::now();
     context.metrics.under_way.inc();
     let key = key_of(&object);
+    let object = with_own_status(object, &context);
     let done = reconcile_once(&object, &context).await;
     context.metrics.under_way.dec();
     context.metrics.reconciles.inc();
@@ -173,9 +177,33 @@ fn backoff(failures: u32, chance: f64) -> Duration {
     full.mul_f64(0.5 + chance / 2.0)
 }
 
+/// The object with the status that it has, which the cache may not have yet: what is compared with an
+/// older one would be taken for written.
+fn with_own_status(mut object: Arc<SearchDeployment>, context: &Context) -> Arc<SearchDeployment> {
+    let mut written = lock(&context.written);
+    let key = key_of(&object);
+    if let Some(last) = written.get(&key) {
+        if last.metadata.uid == object.metadata.uid && version_of(last) > version_of(&object) {
+            Arc::make_mut(&mut object).status.clone_from(&last.status);
+        } else {
+            written.remove(&key);
+        }
+    }
+    object
+}
+
+/// Newer objects have higher ones.
+///
+/// # Source
+/// <https://kubernetes.io/docs/reference/using-api/api-concepts/#resource-versions>
+fn version_of(object: &SearchDeployment) -> u64 {
+    object.resource_version().and_then(|version| version.parse().ok()).unwrap_or_default()
+}
+
 async fn reconcile_once(object: &SearchDeployment, context: &Context) -> Result<Action, Error> {
     if object.metadata.deletion_timestamp.is_some() {
         clean_up(object, context).await?;
+        lock(&context.written).remove(&key_of(object));
         return Ok(Action::await_change());
     }
     let deployment = match validate(object, &context.default_version) {
@@ -191,7 +219,7 @@ async fn reconcile_once(object: &SearchDeployment, context: &Context) -> Result<
     if !object.finalizers().iter().any(|finalizer| finalizer == FINALIZER) {
         set_finalizer(object, context, true).await?;
     }
-    let observed = observe(&deployment, context).await?;
+    let mut observed = observe(&deployment, context).await?;
     // A stream of its own for each reconciliation; asked only for passwords that are not there yet.
     let wanted = desired(&deployment, &observed, &mut StdRng::from_os_rng());
     let changes = changes(&deployment, &wanted, &observed);
@@ -202,7 +230,7 @@ async fn reconcile_once(object: &SearchDeployment, context: &Context) -> Result<
         write_status(object, context, status).await?;
         return Ok(Action::requeue(RESYNC));
     }
-    let made = make(object, &deployment, context, &changes).await;
+    let made = make(object, &deployment, context, &changes, &mut observed).await;
     let outcome = match &made {
         Ok(None) => Outcome::Applied,
         Ok(Some(conflict)) => {
@@ -252,12 +280,13 @@ async fn referenced(
     Ok(Some(data))
 }
 
-/// Makes the changes. Returns what was left to somebody who goes on changing the same object.
+/// Makes the changes, and notes what there is then. Returns what was left to somebody who goes on changing the same object.
 async fn make(
     object: &SearchDeployment,
     deployment: &Deployment,
     context: &Context,
     changes: &[Change],
+    observed: &mut Observed,
 ) -> Result<Option<String>, Error> {
     let applier = Applier::new(&context.client, &deployment.namespace);
     let mut conflict = None;
@@ -272,7 +301,10 @@ async fn make(
             ));
             continue;
         }
-        applier.make(change).await?;
+        if let Some(there) = applier.make(change).await? {
+            observed.objects.insert((change.kind(), change.name()), Arc::new(there));
+        }
+        tracing::info!(object = %key_of(object), %change, "changed");
         context.metrics.changes.with_label_values(&[change.verb()]).inc();
     }
     if let Some(first) = changes.first() {
@@ -358,7 +390,10 @@ async fn write_status(
     let patched =
         api.patch_status(&object.name_any(), &PatchParams::default(), &Patch::Merge(&body)).await;
     match patched {
-        Ok(_) => Ok(()),
+        Ok(written) => {
+            lock(&context.written).insert(key_of(object), written);
+            Ok(())
+        }
         // It was deleted meanwhile.
         Err(kube::Error::Api(status)) if status.code == 404 => Ok(()),
         Err(source) => Err(Error::WriteStatus { source: Box::new(source) }),

@@ -119,10 +119,10 @@ pub fn describe(change: &Change) -> String {
         Change::Create(manifest) => (Value::Null, body(manifest)),
         Change::Update { manifest, live, .. } | Change::Grow { manifest, live, .. } => {
             let after = body(manifest);
-            (shown(change.kind(), like(&whole(live), &after)), after)
+            (shown(change.kind(), like(&whole(change.kind(), live), &after)), after)
         }
         Change::Delete { live, .. } => {
-            let mut before = whole(live);
+            let mut before = whole(change.kind(), live);
             if let Some(before) = before.as_object_mut() {
                 before.remove("status");
             }

@@ -214,6 +214,7 @@ async fn another_operator_takes_over_and_the_first_does_not_come_back() {
     let mut first = cluster.operator().await;
     cluster.apply("gym", json!({})).await.unwrap();
     cluster.ready("gym").await;
+    let before = cluster.versions().await;
     let second = cluster.operator().await;
     assert_eq!(second.metric("sextant_operator_is_leader").await, 0);
     first.process.kill().await.unwrap();
@@ -222,6 +223,15 @@ async fn another_operator_takes_over_and_the_first_does_not_come_back() {
     cluster.ready("gym").await;
     assert!(killed.elapsed() < Duration::from_secs(20), "{:?}", killed.elapsed());
     assert_eq!(second.metric("sextant_operator_is_leader").await, 1);
+    assert_eq!(second.metric("sextant_operator_changes_total").await, 1, "{}", second.log());
+    let mut after = cluster.versions().await;
+    after.insert("Deployment/gym-api".to_owned(), before["Deployment/gym-api"].clone());
+    after.retain(|name, _| before.contains_key(name));
+    let own = |versions: &std::collections::BTreeMap<String, String>| {
+        let kept = |name: &str| !name.starts_with("PodDisruptionBudget/");
+        versions.clone().into_iter().filter(|(name, _)| kept(name)).collect::<Vec<_>>()
+    };
+    assert_eq!(own(&after), own(&before), "what need not be changed is not written");
 }
 
 #[tokio::test]

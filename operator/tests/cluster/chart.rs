@@ -160,7 +160,7 @@ fn collect(all: &Map<String, Value>, name: &str, into: &mut Map<String, Value>) 
     }
 }
 
-/// A kubeconfig of a ServiceAccount, as a pod of it would have.
+/// A kubeconfig of a `ServiceAccount`, as a pod of it would have.
 async fn service_account_config(plane: &ControlPlane, client: &Client, namespace: &str) -> String {
     let accounts: Api<ServiceAccount> = Api::namespaced(client.clone(), namespace);
     let request = TokenRequest {
