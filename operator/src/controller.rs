@@ -1,10 +1,10 @@
 //! Watches, reconciles, waits. The only user of `kube::runtime`'s controller.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use futures::{StreamExt, stream};
+use futures::{StreamExt, TryStreamExt, stream};
 use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Secret};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
@@ -50,6 +50,8 @@ pub struct Context {
     metrics: Metrics,
     recorder: Recorder,
     default_version: String,
+    /// Objects that something happened to and that were not reconciled since.
+    waiting: Mutex<HashSet<String>>,
     failures: Mutex<HashMap<String, u32>>,
     /// By object: repairs in a row, and when the last was made.
     repairs: Mutex<HashMap<String, (u32, Instant)>>,
@@ -57,6 +59,18 @@ pub struct Context {
     written: Mutex<HashMap<String, SearchDeployment>>,
     /// Content of Secrets that specs refer to, by namespace and name, with their version.
     secrets: Mutex<HashMap<(String, String), (String, SecretData)>>,
+}
+
+impl Context {
+    fn waits(&self, object: String, waits: bool) {
+        let mut waiting = lock(&self.waiting);
+        if waits {
+            waiting.insert(object);
+        } else {
+            waiting.remove(&object);
+        }
+        self.metrics.queue.set(waiting.len().cast_signed() as i64);
+    }
 }
 
 type SecretData = std::collections::BTreeMap<String, ByteString>;
@@ -99,6 +113,7 @@ pub async fn run(
         caches,
         metrics,
         default_version,
+        waiting: Mutex::default(),
         failures: Mutex::default(),
         repairs: Mutex::default(),
         written: Mutex::default(),
@@ -125,6 +140,13 @@ pub async fn run(
     let all: Vec<_> =
         deployments.state().iter().map(|object| ObjectRef::from_obj(&**object)).collect();
     context.metrics.is_leader.set(1);
+    let wait = |context: &Arc<Context>| {
+        let context = Arc::clone(context);
+        move |object: &ObjectRef<SearchDeployment>| context.waits(object.to_string(), true)
+    };
+    let (changed, touch) = (wait(&context), wait(&context));
+    let watched = watched.inspect_ok(move |object| changed(&ObjectRef::from_obj(object)));
+    let touched = touched.inspect(touch);
     Controller::for_stream(watched, deployments)
         .with_config(kube::runtime::controller::Config::default().concurrency(CONCURRENCY))
         .reconcile_on(touched)
@@ -136,6 +158,9 @@ pub async fn run(
         .for_each(async |done| {
             // A SearchDeployment that is gone is no failure.
             if let Err(error) = done {
+                if let kube::runtime::controller::Error::ObjectNotFound(gone) = &error {
+                    context.waits(gone.to_string(), false);
+                }
                 tracing::debug!(%error, "not reconciled");
             }
         })
@@ -147,6 +172,7 @@ async fn reconcile(object: Arc<SearchDeployment>, context: Arc<Context>) -> Resu
     let begin = Instant::now();
     context.metrics.under_way.inc();
     let key = key_of(&object);
+    context.waits(key.clone(), false);
     let object = with_own_status(object, &context);
     let done = reconcile_once(&object, &context).await;
     context.metrics.under_way.dec();

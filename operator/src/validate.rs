@@ -6,6 +6,9 @@ use kube::core::object::HasSpec;
 
 use crate::crd::{MAX_NAME, Quantity, Resources, SearchDeployment, SearchDeploymentSpec};
 
+/// Kubernetes cuts larger amounts off in silence: 1Ei.
+const LARGEST: f64 = 1_152_921_504_606_846_976.0;
+
 /// A SearchDeployment that can be built. Fields that are not set have their defaults by the getters
 /// of `crd`.
 #[derive(Clone, Debug)]
@@ -64,8 +67,8 @@ pub fn validate(
         ("cache.memory", spec.cache.memory()),
     ];
     for (field, size) in sizes {
-        if size.value().is_none_or(|bytes| bytes < 1_048_576.0) {
-            fault(&format!("spec.{field}"), format!("{:?} is not a size of 1Mi or more", size.0));
+        if size.value().is_none_or(|bytes| !(1_048_576.0..=LARGEST).contains(&bytes)) {
+            fault(&format!("spec.{field}"), format!("{:?} is not a size from 1Mi to 1Ei", size.0));
         }
     }
     for parameter in spec.postgres.parameters.keys() {
@@ -118,8 +121,8 @@ fn resource_faults(resources: &Resources) -> Vec<String> {
     let mut faults = Vec::new();
     let amounts = resources.requests.iter().chain(&resources.limits);
     for (name, amount) in amounts {
-        if amount.value().is_none() {
-            faults.push(format!("{name}: {:?} is not a quantity", amount.0));
+        if amount.value().is_none_or(|amount| amount > LARGEST) {
+            faults.push(format!("{name}: {:?} is not a quantity up to 1Ei", amount.0));
         }
     }
     for (name, limit) in &resources.limits {

@@ -26,6 +26,34 @@ pub struct User {
     pub group: &'static str,
 }
 
+impl User {
+    /// A kubeconfig for the API server at `url`, which shows this certificate.
+    pub fn kubeconfig(&self, url: &str, certificate: Option<&Path>) -> String {
+        let authority = certificate
+            .map(|file| format!("certificate-authority: {}", file.display()))
+            .unwrap_or_default();
+        format!(
+            "apiVersion: v1
+kind: Config
+current-context: test
+clusters:
+- name: test
+  cluster:
+    server: {url}
+    {authority}
+contexts:
+- name: test
+  context: {{cluster: test, user: {name}}}
+users:
+- name: {name}
+  user: {{token: {token}}}
+",
+            name = self.name,
+            token = self.token,
+        )
+    }
+}
+
 /// May do everything.
 pub const ADMIN: User = User { token: "admin-token", name: "admin", group: CLUSTER_ADMIN };
 /// May do what roles that are bound to this name allow.
@@ -55,7 +83,9 @@ impl ControlPlane {
         let etcd = start_etcd(folder, etcd_port).await?;
         let apiserver = start_apiserver(folder, port, etcd_port).await?;
         for (user, file) in [(ADMIN, "admin.yaml"), (OPERATOR, "operator.yaml")] {
-            std::fs::write(folder.join(file), kubeconfig(folder, port, user))?;
+            let url = format!("https://127.0.0.1:{port}");
+            let config = user.kubeconfig(&url, Some(&folder.join("apiserver.crt")));
+            std::fs::write(folder.join(file), config)?;
         }
         let controllers = start_controllers(folder)?;
         Ok(Self { folder: folder.to_owned(), port, etcd_port, controllers, apiserver, etcd })
@@ -187,27 +217,4 @@ fn program(name: &str) -> Result<PathBuf, StackError> {
         "{name} is not there: run `deploy/setup/setup.sh kubernetes`, or set KUBERNETES to its folder"
     );
     Err(StackError(message))
-}
-
-fn kubeconfig(folder: &Path, port: u16, user: User) -> String {
-    format!(
-        "apiVersion: v1
-kind: Config
-current-context: test
-clusters:
-- name: test
-  cluster:
-    server: https://127.0.0.1:{port}
-    certificate-authority: {}
-contexts:
-- name: test
-  context: {{cluster: test, user: {name}}}
-users:
-- name: {name}
-  user: {{token: {token}}}
-",
-        folder.join("apiserver.crt").display(),
-        name = user.name,
-        token = user.token,
-    )
 }

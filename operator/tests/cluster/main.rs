@@ -5,5 +5,7 @@
 
 mod behaviour;
 mod chart;
+mod faults;
+mod hostile;
 mod rules;
 mod support;

@@ -48,40 +48,38 @@ pub async fn client(kubeconfig: PathBuf) -> Client {
 /// Once for all tests: the CRD and the operator's rights, as the chart has them.
 async fn prepared(client: &Client) {
     static DONE: OnceCell<()> = OnceCell::const_new();
-    DONE.get_or_init(|| async {
-        let crds: Api<CustomResourceDefinition> = Api::all(client.clone());
-        let apply = PatchParams::apply("test").force();
-        let name = "searchdeployments.sextant.dev";
-        crds.patch(name, &apply, &Patch::Apply(definition())).await.unwrap();
-        let established = kube::runtime::conditions::is_crd_established();
-        kube::runtime::wait::await_condition(crds, name, established).await.unwrap();
-        let rules = include_str!("../../../charts/sextant/files/rules.yaml");
-        let rules: Vec<PolicyRule> = serde_saphyr::from_str(rules).unwrap();
-        let metadata = ObjectMeta { name: Some("operator".to_owned()), ..ObjectMeta::default() };
-        let role = ClusterRole {
-            metadata: metadata.clone(),
-            rules: Some(rules),
-            ..ClusterRole::default()
-        };
-        let binding = ClusterRoleBinding {
-            metadata,
-            role_ref: RoleRef {
-                api_group: "rbac.authorization.k8s.io".to_owned(),
-                kind: "ClusterRole".to_owned(),
-                name: "operator".to_owned(),
-            },
-            subjects: Some(vec![Subject {
-                kind: "User".to_owned(),
-                name: OPERATOR.name.to_owned(),
-                api_group: Some("rbac.authorization.k8s.io".to_owned()),
-                namespace: None,
-            }]),
-        };
-        let parameters = PostParams::default();
-        Api::all(client.clone()).create(&parameters, &role).await.unwrap();
-        Api::all(client.clone()).create(&parameters, &binding).await.unwrap();
-    })
-    .await;
+    DONE.get_or_init(|| prepare(client)).await;
+}
+
+async fn prepare(client: &Client) {
+    let crds: Api<CustomResourceDefinition> = Api::all(client.clone());
+    let apply = PatchParams::apply("test").force();
+    let name = "searchdeployments.sextant.dev";
+    crds.patch(name, &apply, &Patch::Apply(definition())).await.unwrap();
+    let established = kube::runtime::conditions::is_crd_established();
+    kube::runtime::wait::await_condition(crds, name, established).await.unwrap();
+    let rules = include_str!("../../../charts/sextant/files/rules.yaml");
+    let rules: Vec<PolicyRule> = serde_saphyr::from_str(rules).unwrap();
+    let metadata = ObjectMeta { name: Some("operator".to_owned()), ..ObjectMeta::default() };
+    let role =
+        ClusterRole { metadata: metadata.clone(), rules: Some(rules), ..ClusterRole::default() };
+    let binding = ClusterRoleBinding {
+        metadata,
+        role_ref: RoleRef {
+            api_group: "rbac.authorization.k8s.io".to_owned(),
+            kind: "ClusterRole".to_owned(),
+            name: "operator".to_owned(),
+        },
+        subjects: Some(vec![Subject {
+            kind: "User".to_owned(),
+            name: OPERATOR.name.to_owned(),
+            api_group: Some("rbac.authorization.k8s.io".to_owned()),
+            namespace: None,
+        }]),
+    };
+    let parameters = PostParams::default();
+    Api::all(client.clone()).create(&parameters, &role).await.unwrap();
+    Api::all(client.clone()).create(&parameters, &binding).await.unwrap();
 }
 
 impl TestCluster {
@@ -114,6 +112,16 @@ impl TestCluster {
         Api::namespaced_with(self.client.clone(), &self.namespace, &kind.resource())
     }
 
+    /// A namespace of another control plane, to which all that the operator needs is added.
+    pub async fn on(plane: &ControlPlane, client: Client, namespace: &str) -> Self {
+        prepare(&client).await;
+        let metadata = ObjectMeta { name: Some(namespace.to_owned()), ..ObjectMeta::default() };
+        let object = Namespace { metadata, ..Namespace::default() };
+        Api::all(client.clone()).create(&PostParams::default(), &object).await.unwrap();
+        let operator_config = plane.operator_config();
+        Self { operator_config, ..Self::of(client, namespace.to_owned()) }
+    }
+
     /// A namespace of another control plane.
     pub fn of(client: Client, namespace: String) -> Self {
         let folder = tempfile::tempdir().unwrap();
@@ -137,6 +145,22 @@ impl TestCluster {
         });
         let parameters = PatchParams::apply("user").force();
         self.deployments().patch(name, &parameters, &Patch::Apply(&body)).await
+    }
+
+    /// Creates a SearchDeployment from what may be none.
+    pub async fn create(&self, name: &str, spec: Value) -> Result<SearchDeployment, kube::Error> {
+        let body = json!({
+            "apiVersion": "sextant.dev/v1alpha1",
+            "kind": "SearchDeployment",
+            "metadata": {"name": name},
+            "spec": spec,
+        });
+        let path = format!(
+            "/apis/sextant.dev/v1alpha1/namespaces/{}/searchdeployments?fieldValidation=Strict",
+            self.namespace
+        );
+        let request = http::Request::post(path).header("content-type", "application/json");
+        self.client.request(request.body(body.to_string().into_bytes()).unwrap()).await
     }
 
     /// Waits for this.
