@@ -12,6 +12,9 @@ use crate::components::meta::MANAGER;
 use crate::components::{Kind, Manifest};
 use crate::error::Error;
 
+/// The field manager of replicas that an autoscaler is to take.
+const HANDOVER: &str = "sextant-operator-handover";
+
 pub struct Applier<'a> {
     client: &'a Client,
     namespace: &'a str,
@@ -28,7 +31,9 @@ impl<'a> Applier<'a> {
     /// Whatever the API server says.
     pub async fn make(&self, change: &Change) -> Result<Option<DynamicObject>, Error> {
         match change {
-            Change::Create(manifest) | Change::Update { manifest, .. } => {
+            Change::Create(manifest) => self.apply(manifest).await.map(Some),
+            Change::Update { manifest, live, .. } => {
+                self.hand_replicas_over(manifest, live).await?;
                 self.apply(manifest).await.map(Some)
             }
             Change::Grow { manifest, live, size } => {
@@ -67,6 +72,41 @@ impl<'a> Applier<'a> {
             name: manifest.name.clone(),
             source: Box::new(source),
         })
+    }
+
+    /// A Deployment whose replicas are no longer the operator's to say would go down to one, the
+    /// default, before an autoscaler takes the field: another manager holds it meanwhile.
+    ///
+    /// # Source
+    /// <https://kubernetes.io/docs/reference/using-api/server-side-apply/#transferring-ownership>
+    async fn hand_replicas_over(
+        &self,
+        manifest: &Manifest,
+        live: &DynamicObject,
+    ) -> Result<(), Error> {
+        let replicas = &live.data["spec"]["replicas"];
+        let is_given_up = manifest.body["spec"]["replicas"].is_null() && !replicas.is_null();
+        if manifest.kind != Kind::Deployment || !is_given_up {
+            return Ok(());
+        }
+        let body = json!({
+            "apiVersion": manifest.body["apiVersion"],
+            "kind": manifest.body["kind"],
+            "metadata": {"name": manifest.name},
+            "spec": {"replicas": replicas},
+        });
+        let parameters = PatchParams::apply(HANDOVER);
+        let patched =
+            self.api(manifest.kind).patch(&manifest.name, &parameters, &Patch::Apply(&body)).await;
+        match patched {
+            // An autoscaler has taken it already, and may have changed it since.
+            Err(kube::Error::Api(status)) if status.code == 409 => Ok(()),
+            other => other.map(drop).map_err(|source| Error::ApplyObject {
+                kind: manifest.kind,
+                name: manifest.name.clone(),
+                source: Box::new(source),
+            }),
+        }
     }
 
     async fn delete(

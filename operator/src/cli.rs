@@ -19,6 +19,7 @@ use crate::controller::{self, Options};
 use crate::crd;
 use crate::leader::Election;
 use crate::metrics::{CountCalls, Metrics};
+use crate::patroni::Patroni;
 use crate::watch::Scope;
 
 type AnyError = Box<dyn std::error::Error + Send + Sync>;
@@ -134,6 +135,7 @@ async fn run(options: RunOptions) -> Result<(), AnyError> {
         scope: Scope { namespace: options.watch_namespace },
         default_version: options.server_version,
         identity,
+        patroni: Patroni::new()?,
     };
     // Ends when it is told to, or when the lease is lost.
     let (halt, halted) = watch::channel(false);

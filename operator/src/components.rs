@@ -181,7 +181,7 @@ impl Observed {
         own.and_then(|data| serde_json::from_value(data).ok()).unwrap_or_default()
     }
 
-    fn secret(&self, name: &str, entry: &str) -> Option<Vec<u8>> {
+    pub fn secret(&self, name: &str, entry: &str) -> Option<Vec<u8>> {
         self.secret_data(name).remove(entry).map(|bytes| bytes.0)
     }
 

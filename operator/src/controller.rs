@@ -28,6 +28,8 @@ use crate::components::{Observed, desired};
 use crate::crd::{DeletionPolicy, Phase, SearchDeployment, SearchDeploymentStatus};
 use crate::error::Error;
 use crate::metrics::Metrics;
+use crate::patroni::{Cluster, Patroni};
+use crate::rollout;
 use crate::status::{self, Outcome};
 use crate::validate::{Deployment, validate};
 use crate::watch::{Caches, Scope};
@@ -46,6 +48,7 @@ const FIGHT: Duration = Duration::from_secs(30);
 
 pub struct Context {
     client: Client,
+    patroni: Patroni,
     caches: Caches,
     metrics: Metrics,
     recorder: Recorder,
@@ -75,11 +78,16 @@ impl Context {
 
 type SecretData = std::collections::BTreeMap<String, ByteString>;
 
+/// How often Patroni is asked; more often while Postgres is changed.
+const PATRONI_PERIOD: Duration = Duration::from_secs(30);
+const PATRONI_STEP: Duration = Duration::from_secs(3);
+
 pub struct Options {
     pub scope: Scope,
     pub default_version: String,
     /// Of this operator, for events and the lease.
     pub identity: String,
+    pub patroni: Patroni,
 }
 
 /// Runs until `stop`. Reconciles while `leads` is true; before, it only fills its caches.
@@ -92,7 +100,7 @@ pub async fn run(
     synced: watch::Sender<bool>,
     mut stop: watch::Receiver<bool>,
 ) {
-    let Options { scope, default_version, identity } = options;
+    let Options { scope, default_version, identity, patroni } = options;
     let api = scope.api::<SearchDeployment>(&client);
     let (deployments, writer) = reflector::store();
     let (caches, touched) = Caches::start(&client, &scope, deployments.clone());
@@ -110,6 +118,7 @@ pub async fn run(
     let context = Arc::new(Context {
         recorder: Recorder::new(client.clone(), reporter),
         client,
+        patroni,
         caches,
         metrics,
         default_version,
@@ -257,6 +266,10 @@ async fn reconcile_once(object: &SearchDeployment, context: &Context) -> Result<
         return Ok(Action::requeue(RESYNC));
     }
     let made = make(object, &deployment, context, &changes, &mut observed).await;
+    let (cluster, made, wait) = match made {
+        Ok(conflict) => postgres(&deployment, context, &observed, conflict).await,
+        failed => (None, failed, RESYNC),
+    };
     let outcome = match &made {
         Ok(None) => Outcome::Applied,
         Ok(Some(conflict)) => {
@@ -264,9 +277,45 @@ async fn reconcile_once(object: &SearchDeployment, context: &Context) -> Result<
         }
         Err(error) => Outcome::Failed { reason: error.reason(), message: error.chain() },
     };
-    let status = status::status(&deployment, &observed, &outcome, object.status.as_ref(), &now());
+    let mut status =
+        status::status(&deployment, &observed, &outcome, object.status.as_ref(), &now());
+    if let (Some(status), Some(cluster)) = (&mut status.postgres, &cluster) {
+        status::replication(status, cluster);
+    }
     write_status(object, context, status).await?;
-    made.map(|conflict| Action::requeue(if conflict.is_some() { LONGEST_BACKOFF } else { RESYNC }))
+    let wait = |conflict: Option<_>| if conflict.is_some() { LONGEST_BACKOFF } else { wait };
+    made.map(|conflict| Action::requeue(wait(conflict)))
+}
+
+/// Looks at the managed Postgres and takes the next step of its changes. What Patroni says, how the
+/// reconciliation ends, and when to look again.
+async fn postgres(
+    deployment: &Deployment,
+    context: &Context,
+    observed: &Observed,
+    conflict: Option<String>,
+) -> (Option<Cluster>, Result<Option<String>, Error>, Duration) {
+    if deployment.spec.postgres.external.is_some() || deployment.spec.hibernate {
+        return (None, Ok(conflict), RESYNC);
+    }
+    let patroni = &context.patroni;
+    let looked = match rollout::look(patroni, observed).await {
+        Ok(Some(looked)) => looked,
+        Ok(None) => return (None, Ok(conflict), RESYNC),
+        // Its pods begin, or are lost: readiness tells that. It is asked again.
+        Err(error) => {
+            context.metrics.failures.with_label_values(&["PatroniNoAnswer"]).inc();
+            tracing::debug!(%error, "Patroni is asked again");
+            return (None, Ok(conflict), PATRONI_PERIOD);
+        }
+    };
+    let step = rollout::step(&context.client, patroni, deployment, observed, &looked).await;
+    let cluster = Some(looked.0);
+    match step {
+        Ok(true) => (cluster, Ok(conflict), PATRONI_PERIOD),
+        Ok(false) => (cluster, Ok(conflict), PATRONI_STEP),
+        Err(error) => (cluster, Err(error), PATRONI_STEP),
+    }
 }
 
 async fn observe(deployment: &Deployment, context: &Context) -> Result<Observed, Error> {

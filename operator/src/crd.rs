@@ -77,8 +77,29 @@ pub const MAX_NAME: usize = 40;
         "!has(self.milvus) || !has(self.milvus.mode) || self.milvus.mode != 'cluster' || has(self.objectStorage)"
     )
     .message("a Milvus cluster keeps its segments in an object store: set objectStorage"),
+    // Transitions are judged here, where both specs are there whatever has been left out of them.
     validation = Rule::new("has(self.objectStorage) == has(oldSelf.objectStorage)")
-        .message("objectStorage cannot be added or taken away: Milvus's data would stay behind")
+        .message("objectStorage cannot be added or taken away: Milvus's data would stay behind"),
+    validation = Rule::new(both(|spec| present(spec, "postgres.external")))
+        .message("a managed Postgres cannot become an external one or the reverse: move the documents to a new SearchDeployment"),
+    validation = Rule::new(both(|spec| value(spec, "milvus.mode", "'standalone'")))
+        .message("the mode of Milvus cannot change: make a new SearchDeployment and reindex into it"),
+    validation = Rule::new(both(|spec| value(spec, "milvus.messageQueue", "'woodpecker'")))
+        .message("the message queue cannot change: it holds writes that no segment has yet"),
+    validation = Rule::new(both(|spec| value(spec, "milvus.etcd.replicas", "1")))
+        .message("the number of etcd's replicas cannot change"),
+    validation = Rule::new(grows("postgres.storage.size"))
+        .message("the volumes of Postgres cannot shrink (default: 10Gi)"),
+    validation = Rule::new(grows("milvus.storage.size"))
+        .message("the volume of Milvus cannot shrink (default: 10Gi)"),
+    validation = Rule::new(grows("milvus.etcd.storage.size"))
+        .message("the volumes of etcd cannot shrink (default: 10Gi)"),
+    validation = Rule::new(both(|spec| value(spec, "postgres.storage.storageClass", "''")))
+        .message("the storage class of Postgres's volumes cannot change"),
+    validation = Rule::new(both(|spec| value(spec, "milvus.storage.storageClass", "''")))
+        .message("the storage class of Milvus's volume cannot change"),
+    validation = Rule::new(both(|spec| value(spec, "milvus.etcd.storage.storageClass", "''")))
+        .message("the storage class of etcd's volumes cannot change")
 )]
 #[serde(rename_all = "camelCase")]
 pub struct SearchDeploymentSpec {
@@ -125,6 +146,33 @@ pub struct SearchDeploymentSpec {
     /// Default: Retain.
     #[serde(default, skip_serializing_if = "is_default")]
     pub deletion_policy: DeletionPolicy,
+}
+
+/// That a path is there. All in CEL; `spec` is `self` or `oldSelf`.
+fn present(spec: &str, path: &str) -> String {
+    let mut at = spec.to_owned();
+    let mut parts = Vec::new();
+    for part in path.split('.') {
+        at = format!("{at}.{part}");
+        parts.push(format!("has({at})"));
+    }
+    format!("({})", parts.join(" && "))
+}
+
+/// What a path has; the default is in CEL, too.
+fn value(spec: &str, path: &str, default: &str) -> String {
+    format!("({} ? {spec}.{path} : {default})", present(spec, path))
+}
+
+/// That it is the same of both specs.
+fn both(of: impl Fn(&str) -> String) -> String {
+    format!("{} == {}", of("self"), of("oldSelf"))
+}
+
+/// That a size is not less than before.
+fn grows(path: &str) -> String {
+    let size = |spec| format!("quantity({} ? string({spec}.{path}) : '10Gi')", present(spec, path));
+    format!("{}.compareTo({}) >= 0", size("self"), size("oldSelf"))
 }
 
 /// A file with a SearchDeployment, and its name.

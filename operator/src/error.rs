@@ -1,6 +1,7 @@
 //! Why a reconciliation did not reach its end.
 
 use crate::components::Kind;
+use crate::patroni::PatroniError;
 
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -16,6 +17,10 @@ pub enum Error {
     WriteStatus { source: Box<kube::Error> },
     #[error("failed to change the finalizer")]
     ChangeFinalizer { source: Box<kube::Error> },
+    #[error("failed to replace the pod {name}")]
+    ReplacePod { name: String, source: Box<kube::Error> },
+    #[error("failed to change Postgres")]
+    Patroni { source: Box<PatroniError> },
     #[error("failed to clean up after the SearchDeployment")]
     CleanUp { source: Box<kube::Error> },
 }
@@ -30,6 +35,8 @@ impl Error {
             Self::ReadSecret { .. } => "ReadSecretFailed",
             Self::WriteStatus { .. } => "WriteStatusFailed",
             Self::ChangeFinalizer { .. } => "ChangeFinalizerFailed",
+            Self::ReplacePod { .. } => "ReplacePodFailed",
+            Self::Patroni { .. } => "PatroniFailed",
             Self::CleanUp { .. } => "CleanUpFailed",
         }
     }

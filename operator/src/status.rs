@@ -12,10 +12,13 @@ use crate::crd::{
     ComponentStatus, Health, MilvusMode, Phase, PostgresStatus, ReplicaStatus,
     SearchDeploymentStatus,
 };
+use crate::patroni::{Cluster, ClusterMember};
 use crate::validate::{Deployment, Fault};
 
 /// Longest list of what a paused SearchDeployment would change.
 const MAX_PENDING: usize = 50;
+
+const LAG_STEP: i64 = 1 << 20;
 
 /// How a reconciliation ended.
 pub enum Outcome<'a> {
@@ -189,6 +192,20 @@ pub fn status(
             .collect(),
         pending_changes: pending.iter().take(MAX_PENDING).map(ToString::to_string).collect(),
     }
+}
+
+/// What Patroni says of the members.
+pub fn replication(status: &mut PostgresStatus, cluster: &Cluster) {
+    let leader = cluster.members.iter().find(|member| member.is_leader());
+    if let Some(leader) = leader {
+        status.primary = Some(leader.name.clone());
+        status.timeline = leader.timeline;
+    }
+    let replicas = cluster.members.iter().filter(|member| !member.is_leader());
+    let lags: Option<Vec<i64>> = replicas.map(ClusterMember::lag).collect();
+    // In whole MiB: a status that changes with every write would be written all the time.
+    let whole = |bytes: i64| (bytes + LAG_STEP - 1) / LAG_STEP * LAG_STEP;
+    status.max_lag_bytes = lags.and_then(|lags| lags.into_iter().max()).map(whole);
 }
 
 /// The status of a spec that cannot be had: what runs is left as it was, and so is what is said of it.

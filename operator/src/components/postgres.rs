@@ -27,6 +27,9 @@ use crate::validate::Deployment;
 
 pub const PORT: u16 = 5432;
 pub const PATRONI_PORT: u16 = 8008;
+/// Who may change something by Patroni's REST interface, and the entry of the Secret with the password.
+pub const PATRONI_USER: &str = "patroni";
+pub const PATRONI_PASSWORD: &str = "patroni";
 /// What Patroni says a pod is.
 pub const ROLE_LABEL: &str = "sextant.dev/postgres-role";
 pub const PRIMARY: &str = "primary";
@@ -336,8 +339,8 @@ fn stateful_set(deployment: &Deployment, observed: &Observed, config: &ConfigMap
             secret_env("PATRONI_SUPERUSER_PASSWORD", &name, "superuser"),
             env("PATRONI_REPLICATION_USERNAME", "replication"),
             secret_env("PATRONI_REPLICATION_PASSWORD", &name, "replication"),
-            env("PATRONI_RESTAPI_USERNAME", "patroni"),
-            secret_env("PATRONI_RESTAPI_PASSWORD", &name, "patroni"),
+            env("PATRONI_RESTAPI_USERNAME", PATRONI_USER),
+            secret_env("PATRONI_RESTAPI_PASSWORD", &name, PATRONI_PASSWORD),
             secret_env("SEXTANT_PASSWORD", &name, "password"),
         ]),
         resources: Some(spec.resources.or(&[("cpu", "250m"), ("memory", "512Mi")])),
@@ -409,6 +412,8 @@ pub struct Member {
     pub outdated: bool,
     /// Whether it could take over without losing acknowledged writes.
     pub in_sync: bool,
+    /// Whether a setting waits for a restart of its Postgres.
+    pub pending_restart: bool,
 }
 
 /// What brings members to the present template.
@@ -418,17 +423,20 @@ pub enum RolloutStep {
     /// Delete this pod; Kubernetes makes it again.
     Replace(String),
     Switchover {
+        from: String,
         to: String,
     },
+    /// Restart the Postgres in this pod.
+    Restart(String),
     Wait,
 }
 
 /// The next step of a rolling update: replicas first, then a planned switchover, the old primary
-/// last. One at a time.
+/// last. Then restarts, where only settings changed, in the same order. One at a time.
 pub fn rollout_step(members: &[Member]) -> RolloutStep {
     let outdated = members.iter().filter(|member| member.outdated);
     let Some(first) = outdated.min_by_key(|member| (member.is_primary, &member.name)) else {
-        return RolloutStep::Done;
+        return restart_step(members);
     };
     if members.iter().any(|member| !member.ready && member.name != first.name) {
         return RolloutStep::Wait;
@@ -438,8 +446,19 @@ pub fn rollout_step(members: &[Member]) -> RolloutStep {
     }
     let able = members.iter().filter(|member| member.in_sync && member.ready && !member.is_primary);
     match able.min_by_key(|member| &member.name) {
-        Some(replica) => RolloutStep::Switchover { to: replica.name.clone() },
+        Some(replica) => {
+            RolloutStep::Switchover { from: first.name.clone(), to: replica.name.clone() }
+        }
         None => RolloutStep::Wait,
+    }
+}
+
+fn restart_step(members: &[Member]) -> RolloutStep {
+    let pending = members.iter().filter(|member| member.pending_restart);
+    match pending.min_by_key(|member| (member.is_primary, &member.name)) {
+        None => RolloutStep::Done,
+        Some(_) if members.iter().any(|member| !member.ready) => RolloutStep::Wait,
+        Some(first) => RolloutStep::Restart(first.name.clone()),
     }
 }
 
@@ -448,7 +467,14 @@ mod tests {
     use super::*;
 
     fn member(name: &str, is_primary: bool) -> Member {
-        Member { name: name.to_owned(), is_primary, ready: true, outdated: true, in_sync: true }
+        Member {
+            name: name.to_owned(),
+            is_primary,
+            ready: true,
+            outdated: true,
+            in_sync: true,
+            pending_restart: false,
+        }
     }
 
     #[test]
@@ -459,12 +485,26 @@ mod tests {
         members[1].ready = false;
         assert_eq!(rollout_step(&members), RolloutStep::Wait);
         members[1].ready = true;
-        assert_eq!(rollout_step(&members), RolloutStep::Switchover { to: "pg-1".to_owned() });
+        let (from, to) = ("pg-0".to_owned(), "pg-1".to_owned());
+        assert_eq!(rollout_step(&members), RolloutStep::Switchover { from, to });
         members[0].is_primary = false;
         members[1].is_primary = true;
         assert_eq!(rollout_step(&members), RolloutStep::Replace("pg-0".to_owned()));
         members[0].outdated = false;
         assert_eq!(rollout_step(&members), RolloutStep::Done);
+    }
+
+    #[test]
+    fn settings_that_wait_for_a_restart_get_it_one_member_after_the_other() {
+        let mut members = [member("pg-0", true), member("pg-1", false)];
+        for member in &mut members {
+            (member.outdated, member.pending_restart) = (false, true);
+        }
+        assert_eq!(rollout_step(&members), RolloutStep::Restart("pg-1".to_owned()));
+        (members[1].pending_restart, members[1].ready) = (false, false);
+        assert_eq!(rollout_step(&members), RolloutStep::Wait);
+        members[1].ready = true;
+        assert_eq!(rollout_step(&members), RolloutStep::Restart("pg-0".to_owned()));
     }
 
     #[test]

@@ -77,6 +77,7 @@ impl JsonSchema for Quantity {
     fn json_schema(_: &mut SchemaGenerator) -> Schema {
         json_schema!({
             "x-kubernetes-int-or-string": true,
+            "maxLength": 64,
             "anyOf": [{"type": "integer"}, {"type": "string"}],
             "pattern": r"^[0-9]+(\.[0-9]+)?(m|k|M|G|T|P|E|Ki|Mi|Gi|Ti|Pi|Ei)?$",
         })
@@ -121,16 +122,6 @@ impl Resources {
 
 /// A volume for each pod.
 #[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[x_kube(
-    validation = Rule::new(
-        "!has(oldSelf.size) || (has(self.size) && quantity(string(self.size)).compareTo(quantity(string(oldSelf.size))) >= 0)"
-    )
-    .message("a volume cannot shrink"),
-    validation = Rule::new(
-        "has(self.storageClass) == has(oldSelf.storageClass) && (!has(self.storageClass) || self.storageClass == oldSelf.storageClass)"
-    )
-    .message("the storage class of existing volumes cannot change")
-)]
 #[serde(rename_all = "camelCase")]
 pub struct Storage {
     /// Size of each volume, as in 20Gi. It may grow. Default: 10Gi.

@@ -12,12 +12,6 @@ use super::is_default;
 #[x_kube(
     validation = Rule::new("(has(self.mode) && self.mode == 'external') == has(self.external)")
         .message("mode: external and external belong together"),
-    validation = Rule::new("(has(self.mode) ? self.mode : 'standalone') == (has(oldSelf.mode) ? oldSelf.mode : 'standalone')")
-        .message("the mode cannot change: make a new SearchDeployment and reindex into it"),
-    validation = Rule::new(
-        "(has(self.messageQueue) ? self.messageQueue : 'woodpecker') == (has(oldSelf.messageQueue) ? oldSelf.messageQueue : 'woodpecker')"
-    )
-    .message("the message queue cannot change: it holds writes that no segment has yet"),
     validation = Rule::new("!has(self.messageQueue) || self.messageQueue != 'kafka' || has(self.kafkaBrokers)")
         .message("messageQueue: kafka needs kafkaBrokers"),
     validation = Rule::new(
@@ -150,9 +144,7 @@ pub struct RoleSpec {
 #[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[x_kube(
     validation = Rule::new("!has(self.replicas) || self.replicas in [1, 3, 5]")
-        .message("etcd needs an odd number of replicas: 1, 3 or 5"),
-    validation = Rule::new("(has(self.replicas) ? self.replicas : 1) == (has(oldSelf.replicas) ? oldSelf.replicas : 1)")
-        .message("the number of etcd's replicas cannot change")
+        .message("etcd needs an odd number of replicas: 1, 3 or 5")
 )]
 #[serde(rename_all = "camelCase")]
 pub struct EtcdSpec {

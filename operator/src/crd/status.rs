@@ -97,7 +97,7 @@ pub struct PostgresStatus {
     /// Counts failovers and switchovers.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timeline: Option<i64>,
-    /// WAL that the slowest replica has not replayed, in bytes.
+    /// WAL that the slowest replica has not replayed, in bytes, rounded up to whole MiB.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_lag_bytes: Option<i64>,
 }

@@ -116,8 +116,6 @@ pub enum Freshness {
         "!has(self.synchronous) || self.synchronous != 'required' || (has(self.instances) && self.instances >= 3)"
     )
     .message("synchronous: required needs three instances: with two, the loss of one stops all writes"),
-    validation = Rule::new("has(self.external) == has(oldSelf.external)")
-        .message("a managed Postgres cannot become an external one or the reverse: move the documents to a new SearchDeployment"),
     validation = Rule::new(
         "!has(self.external) || !(has(self.instances) || has(self.storage) || has(self.synchronous) || has(self.parameters))"
     )

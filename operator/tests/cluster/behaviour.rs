@@ -235,6 +235,79 @@ async fn another_operator_takes_over_and_the_first_does_not_come_back() {
 }
 
 #[tokio::test]
+async fn who_changes_an_object_again_and_again_is_reported_and_then_left_alone() {
+    let cluster = TestCluster::start().await;
+    let operator = cluster.operator().await;
+    cluster.apply("gym", json!({})).await.unwrap();
+    cluster.ready("gym").await;
+    let services = cluster.api(Kind::Service);
+    let other = PatchParams { field_manager: Some("other".to_owned()), ..PatchParams::default() };
+    let edit = json!({"spec": {"selector": {"app.kubernetes.io/component": "elsewhere"}}});
+    let reported = |object: &sextant_operator::crd::SearchDeployment| {
+        let conditions = object.status.iter().flat_map(|status| &status.conditions);
+        conditions.into_iter().any(|condition| condition.reason == "FieldConflict")
+    };
+    let mut edits = 0;
+    loop {
+        services.patch("gym-redis", &other, &Patch::Merge(&edit)).await.unwrap();
+        edits += 1;
+        let is_repaired = async || {
+            let service = services.get("gym-redis").await.unwrap();
+            service.data["spec"]["selector"]["app.kubernetes.io/component"] == "redis"
+        };
+        let is_reported = async || reported(&cluster.deployments().get("gym").await.unwrap());
+        sextant_stack::until("a repair or a report", async || {
+            is_repaired().await || is_reported().await
+        })
+        .await
+        .unwrap();
+        if is_reported().await {
+            break;
+        }
+        assert!(edits < 20, "{}", operator.log());
+    }
+    let object = cluster.deployments().get("gym").await.unwrap();
+    let conditions = object.status.unwrap().conditions;
+    let degraded = conditions.iter().find(|condition| condition.type_ == "Degraded").unwrap();
+    assert!(degraded.message.contains("Service gym-redis"), "{}", degraded.message);
+    // Not fought, and the others are looked after as before.
+    let left = services.get("gym-redis").await.unwrap().resource_version();
+    cluster.api(Kind::ConfigMap).delete("gym-api", &DeleteParams::default()).await.unwrap();
+    sextant_stack::until("the ConfigMap again", || async {
+        cluster.names().await.contains(&"ConfigMap/gym-api".to_owned())
+    })
+    .await
+    .unwrap();
+    assert_eq!(services.get("gym-redis").await.unwrap().resource_version(), left);
+}
+
+#[tokio::test]
+async fn autoscaling_takes_the_number_of_replicas_over_as_it_is() {
+    let cluster = TestCluster::start().await;
+    let _operator = cluster.operator().await;
+    cluster.apply("gym", json!({"api": {"replicas": 4}})).await.unwrap();
+    cluster.ready("gym").await;
+    let deployments = cluster.api(Kind::Deployment);
+    let before = deployments.get("gym-api").await.unwrap().metadata.generation;
+    let scaled = json!({"api": {"autoscaling": {"minReplicas": 2, "maxReplicas": 9}}});
+    cluster.apply("gym", scaled).await.unwrap();
+    cluster.ready("gym").await;
+    let after = deployments.get("gym-api").await.unwrap();
+    assert_eq!(after.data["spec"]["replicas"], 4);
+    // A Deployment's generation counts changes of annotations, too.
+    let once = before.map(|generation| generation + 1);
+    assert_eq!(after.metadata.generation, once, "it was never anything else");
+    // As Kubernetes's autoscaler does.
+    let scale = json!({"spec": {"replicas": 6}});
+    let parameters = PatchParams::default();
+    deployments.patch_scale("gym-api", &parameters, &Patch::Merge(&scale)).await.unwrap();
+    let other = json!({"api": {"autoscaling": {"minReplicas": 3, "maxReplicas": 9}}});
+    cluster.apply("gym", other).await.unwrap();
+    cluster.ready("gym").await;
+    assert_eq!(deployments.get("gym-api").await.unwrap().data["spec"]["replicas"], 6);
+}
+
+#[tokio::test]
 async fn larger_volumes_reach_the_claims_and_the_statefulset() {
     let cluster = TestCluster::start().await;
     let _operator = cluster.operator().await;

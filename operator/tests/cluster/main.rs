@@ -7,5 +7,8 @@ mod behaviour;
 mod chart;
 mod faults;
 mod hostile;
+mod plan;
+mod postgres;
 mod rules;
+mod scale;
 mod support;

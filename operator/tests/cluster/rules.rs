@@ -46,7 +46,26 @@ async fn changes_that_would_lose_data_are_refused() {
         (
             json!({"milvus": {"mode": "standalone"}}),
             json!({"milvus": {"mode": "external", "external": {"endpoints": ["http://m:19530"]}}}),
-            "mode cannot change",
+            "mode of Milvus cannot change",
+        ),
+        // What is left out has its default.
+        (
+            json!({"milvus": {"mode": "external", "external": {"endpoints": ["http://m:19530"]}}}),
+            json!({}),
+            "mode of Milvus cannot change",
+        ),
+        (json!({}), json!({"postgres": {"storage": {"size": "5Gi"}}}), "cannot shrink"),
+        (json!({"milvus": {"storage": {"size": "20Gi"}}}), json!({}), "cannot shrink"),
+        (json!({}), json!({"milvus": {"etcd": {"replicas": 3}}}), "etcd's replicas"),
+        (
+            json!({"postgres": {"external": {"primary": {"name": "pg", "key": "url"}}}}),
+            json!({}),
+            "managed Postgres cannot become",
+        ),
+        (
+            json!({}),
+            json!({"postgres": {"storage": {"storageClass": "fast"}}}),
+            "storage class of Postgres",
         ),
         (
             json!({"postgres": {"instances": 2}}),

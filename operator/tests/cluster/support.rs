@@ -2,9 +2,10 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::Mutex;
 use std::time::Duration;
 
-use k8s_openapi::api::core::v1::{Namespace, PersistentVolume, Pod};
+use k8s_openapi::api::core::v1::{Namespace, PersistentVolume, Pod, Secret};
 use k8s_openapi::api::node::v1::RuntimeClass;
 use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding, PolicyRule, RoleRef, Subject};
 use k8s_openapi::api::storage::v1::StorageClass;
@@ -30,6 +31,8 @@ pub struct TestCluster {
     pub namespace: String,
     folder: TempDir,
     operator_config: PathBuf,
+    /// Of pods, by their names.
+    addresses: Mutex<BTreeMap<String, String>>,
 }
 
 /// A file of the repository.
@@ -101,6 +104,7 @@ impl TestCluster {
             namespace: made.name_any(),
             folder: tempfile::tempdir().unwrap(),
             operator_config: plane.operator_config(),
+            addresses: Mutex::default(),
         }
     }
 
@@ -125,7 +129,8 @@ impl TestCluster {
     /// A namespace of another control plane.
     pub fn of(client: Client, namespace: String) -> Self {
         let folder = tempfile::tempdir().unwrap();
-        Self { client, namespace, folder, operator_config: PathBuf::new() }
+        let (operator_config, addresses) = (PathBuf::new(), Mutex::default());
+        Self { client, namespace, folder, operator_config, addresses }
     }
 
     /// An operator for this namespace.
@@ -145,6 +150,11 @@ impl TestCluster {
         });
         let parameters = PatchParams::apply("user").force();
         self.deployments().patch(name, &parameters, &Patch::Apply(&body)).await
+    }
+
+    /// The address that a pod has from the next [`Self::ready`] on.
+    pub fn give_address(&self, pod: &str, ip: &str) {
+        self.addresses.lock().unwrap().insert(pod.to_owned(), ip.to_owned());
     }
 
     /// Creates a SearchDeployment from what may be none.
@@ -198,6 +208,11 @@ impl TestCluster {
                     pod.status.as_ref().is_some_and(|s| s.phase.as_deref() == Some("Running"));
                 if !is_ready {
                     let (name, parameters) = (pod.name_any(), PatchParams::default());
+                    let mut status = status.clone();
+                    if let Some(ip) = self.addresses.lock().unwrap().get(&name) {
+                        status["status"]["podIP"] = ip.as_str().into();
+                        status["status"]["podIPs"] = json!([{"ip": ip}]);
+                    }
                     // It may be gone already.
                     let _ = pods.patch_status(&name, &parameters, &Patch::Merge(&status)).await;
                 }
@@ -261,6 +276,13 @@ impl TestCluster {
             Api::all(self.client.clone()).create(&parameters, &volume).await.unwrap();
         }
         self.namespace.clone()
+    }
+
+    /// An entry of a Secret.
+    pub async fn secret(&self, name: &str, entry: &str) -> String {
+        let secrets: Api<Secret> = Api::namespaced(self.client.clone(), &self.namespace);
+        let data = secrets.get(name).await.unwrap().data.unwrap();
+        String::from_utf8(data[entry].0.clone()).unwrap()
     }
 
     /// Makes sure of a RuntimeClass, without which pods that name it cannot be made.

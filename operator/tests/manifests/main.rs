@@ -1,6 +1,8 @@
 //! What the examples of deploy/examples become, without a cluster.
 #![allow(clippy::unwrap_used, reason = "test code")]
 
+mod network;
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -23,7 +25,7 @@ fn repository(path: &str) -> PathBuf {
 }
 
 /// Name and objects of each example.
-fn examples() -> BTreeMap<String, Desired> {
+pub fn examples() -> BTreeMap<String, Desired> {
     let mut examples = BTreeMap::new();
     for entry in std::fs::read_dir(repository("deploy/examples")).unwrap() {
         let path = entry.unwrap().path();

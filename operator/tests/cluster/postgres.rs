@@ -1,0 +1,204 @@
+//! Postgres through a Patroni that only says what a real one would.
+
+use std::sync::{Arc, Mutex};
+
+use axum::extract::{Request, State};
+use axum::response::{IntoResponse, Json, Response};
+use axum::routing::{get, post};
+use axum::{Router, body};
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use http::StatusCode;
+use k8s_openapi::api::core::v1::Pod;
+use kube::Api;
+use serde_json::{Value, json};
+use sextant_operator::components::postgres::PATRONI_PORT;
+
+use crate::support::TestCluster;
+
+const PODS: [&str; 2] = ["gym-postgres-0", "gym-postgres-1"];
+
+struct Patroni {
+    leader: usize,
+    timeline: i64,
+    config: Value,
+    /// `user:password` of those who change something.
+    credentials: String,
+    /// What was asked for, in order.
+    asked: Vec<String>,
+    cluster: Arc<TestCluster>,
+}
+
+type Shared = Arc<Mutex<Patroni>>;
+
+fn merge(into: &mut Value, patch: &Value) {
+    match patch {
+        Value::Object(patch) => {
+            for (key, value) in patch {
+                if value.is_null() {
+                    into.as_object_mut().unwrap().remove(key);
+                } else if value.is_object() {
+                    if !into[key].is_object() {
+                        into[key] = json!({});
+                    }
+                    merge(&mut into[key], value);
+                } else {
+                    into[key] = value.clone();
+                }
+            }
+        }
+        other => *into = other.clone(),
+    }
+}
+
+async fn cluster(State(patroni): State<Shared>) -> Json<Value> {
+    let patroni = patroni.lock().unwrap();
+    let member = |number: usize| {
+        let is_leader = number == patroni.leader;
+        json!({
+            "name": PODS[number],
+            "role": if is_leader { "leader" } else { "sync_standby" },
+            "state": if is_leader { "running" } else { "streaming" },
+            "timeline": patroni.timeline,
+            "lag": if is_leader { Value::Null } else { 5_000.into() },
+        })
+    };
+    Json(json!({"scope": "gym-postgres-rw", "members": [member(0), member(1)]}))
+}
+
+async fn config(State(patroni): State<Shared>) -> Json<Value> {
+    Json(patroni.lock().unwrap().config.clone())
+}
+
+/// The body, of who may change something.
+async fn trusted(patroni: &Shared, request: Request) -> Result<Value, Response> {
+    let expected = format!("Basic {}", STANDARD.encode(&patroni.lock().unwrap().credentials));
+    let given = request.headers().get("authorization").map(|value| value.to_str().unwrap());
+    if given != Some(&expected) {
+        return Err((StatusCode::UNAUTHORIZED, "no auth").into_response());
+    }
+    let bytes = body::to_bytes(request.into_body(), 1 << 20).await.unwrap();
+    Ok(serde_json::from_slice(&bytes).unwrap())
+}
+
+async fn patch_config(State(patroni): State<Shared>, request: Request) -> Response {
+    match trusted(&patroni, request).await {
+        Ok(patch) => {
+            let mut patroni = patroni.lock().unwrap();
+            merge(&mut patroni.config, &patch);
+            patroni.asked.push("config".to_owned());
+            Json(patroni.config.clone()).into_response()
+        }
+        Err(refusal) => refusal,
+    }
+}
+
+async fn switchover(State(patroni): State<Shared>, request: Request) -> Response {
+    let asked = match trusted(&patroni, request).await {
+        Ok(asked) => asked,
+        Err(refusal) => return refusal,
+    };
+    let (namespace, client) = {
+        let cluster = &patroni.lock().unwrap().cluster;
+        (cluster.namespace.clone(), cluster.client.clone())
+    };
+    let pods: Api<Pod> = Api::namespaced(client, &namespace);
+    let mut revisions = Vec::new();
+    for name in PODS {
+        let labels = pods.get(name).await.unwrap().metadata.labels.unwrap();
+        revisions.push(labels["controller-revision-hash"].clone());
+    }
+    let mut patroni = patroni.lock().unwrap();
+    let candidate = asked["candidate"].as_str().unwrap();
+    assert_eq!(asked["leader"], PODS[patroni.leader]);
+    patroni.leader = PODS.iter().position(|pod| *pod == candidate).unwrap();
+    patroni.timeline += 1;
+    let replaced = if revisions[0] == revisions[1] { "both" } else { "one" };
+    patroni.asked.push(format!("switchover to {candidate}, {replaced} of this revision"));
+    "Successfully switched over".into_response()
+}
+
+/// Serves on the addresses that the pods are given.
+async fn serve(patroni: &Shared, address: [u8; 3]) {
+    let router = Router::new()
+        .route("/cluster", get(cluster))
+        .route("/config", get(config).patch(patch_config))
+        .route("/switchover", post(switchover))
+        .with_state(Arc::clone(patroni));
+    for number in 1..=2 {
+        let ip = format!("127.{}.{}.{number}", address[1], address[2]);
+        let listener = tokio::net::TcpListener::bind((ip, PATRONI_PORT)).await.unwrap();
+        let router = router.clone();
+        tokio::spawn(async move { axum::serve(listener, router).await.unwrap() });
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn postgres_is_changed_by_patroni_and_replaced_replica_first() {
+    let cluster = Arc::new(TestCluster::start().await);
+    // Of this test alone: Patroni's port is the same for all.
+    let address = [127, 17, 42];
+    for (number, pod) in PODS.into_iter().enumerate() {
+        cluster.give_address(pod, &format!("127.17.42.{}", number + 1));
+    }
+    let patroni: Shared = Arc::new(Mutex::new(Patroni {
+        leader: 0,
+        timeline: 1,
+        config: json!({"ttl": 30, "postgresql": {"parameters": {"old": "1"}}}),
+        credentials: String::new(),
+        asked: Vec::new(),
+        cluster: Arc::clone(&cluster),
+    }));
+    serve(&patroni, address).await;
+    let operator = cluster.operator().await;
+    cluster.apply("gym", json!({})).await.unwrap();
+    sextant_stack::until("the password", async || {
+        cluster.names().await.contains(&"Secret/gym-postgres".to_owned())
+    })
+    .await
+    .unwrap();
+    let password = cluster.secret("gym-postgres", "patroni").await;
+    patroni.lock().unwrap().credentials = format!("patroni:{password}");
+    cluster.ready("gym").await;
+    let setting = |name: &str| {
+        let config = patroni.lock().unwrap().config.clone();
+        config["postgresql"]["parameters"][name].clone()
+    };
+    sextant_stack::until("the shared settings", async || setting("wal_level") == "replica")
+        .await
+        .unwrap_or_else(|error| panic!("{error}: {}", operator.log()));
+    assert_eq!(setting("old"), Value::Null);
+    let object = cluster.until("gym", "looked at", |object| {
+        let postgres = object.status.as_ref().and_then(|status| status.postgres.as_ref());
+        postgres.is_some_and(|postgres| postgres.timeline == Some(1))
+    });
+    let postgres = object.await.status.unwrap().postgres.unwrap();
+    assert_eq!(postgres.primary.as_deref(), Some(PODS[0]));
+    assert_eq!(postgres.max_lag_bytes, Some(1 << 20));
+
+    let pods: Api<Pod> = Api::namespaced(cluster.client.clone(), &cluster.namespace);
+    let uids = async || {
+        let mut uids = Vec::new();
+        for name in PODS {
+            let pod = pods.get_opt(name).await.unwrap();
+            uids.push(pod.and_then(|pod| pod.metadata.uid));
+        }
+        uids
+    };
+    let before = uids().await;
+    let settings = json!({"postgres": {"parameters": {"work_mem": "32MB"}}});
+    cluster.apply("gym", settings).await.unwrap();
+    sextant_stack::until("the setting", async || setting("work_mem") == "32MB").await.unwrap();
+    assert_eq!(uids().await, before, "a setting replaces no pod");
+
+    patroni.lock().unwrap().asked.clear();
+    let larger = json!({"postgres": {"resources": {"requests": {"cpu": "300m"}}}});
+    cluster.apply("gym", larger).await.unwrap();
+    let object = cluster.ready("gym").await;
+    let after = uids().await;
+    assert!(before[0] != after[0] && before[1] != after[1], "{}", operator.log());
+    assert_eq!(object.status.unwrap().postgres.unwrap().primary.as_deref(), Some(PODS[1]));
+    let asked = patroni.lock().unwrap().asked.clone();
+    let asked: Vec<_> = asked.iter().filter(|what| *what != "config").collect();
+    assert_eq!(asked, ["switchover to gym-postgres-1, one of this revision"]);
+}
