@@ -364,7 +364,7 @@ async fn make(
     observed: &mut Observed,
 ) -> Result<Option<String>, Error> {
     let applier = Applier::new(&context.client, &deployment.namespace);
-    let mut conflict = None;
+    let (mut conflict, mut refused, mut done) = (None, None, Vec::new());
     for change in changes {
         if let Change::Update { why: Why::Drift, .. } = change
             && !may_repair(context, &format!("{}/{change}", deployment.namespace))
@@ -376,18 +376,27 @@ async fn make(
             ));
             continue;
         }
-        if let Some(there) = applier.make(change).await? {
+        let made = match applier.make(change).await {
+            // A storage class may refuse that for ever: the others are changed all the same.
+            Err(error @ Error::GrowVolumes { .. }) => {
+                refused.get_or_insert(error);
+                continue;
+            }
+            made => made?,
+        };
+        if let Some(there) = made {
             observed.objects.insert((change.kind(), change.name()), Arc::new(there));
         }
         tracing::info!(object = %key_of(object), %change, "changed");
         context.metrics.changes.with_label_values(&[change.verb()]).inc();
+        done.push(change);
     }
-    if let Some(first) = changes.first() {
-        let more = changes.len() - 1;
+    if let Some(first) = done.first() {
+        let more = done.len() - 1;
         let note = if more == 0 { first.to_string() } else { format!("{first} and {more} more") };
         event(object, context, EventType::Normal, "Changed", note).await;
     }
-    Ok(conflict)
+    refused.map_or(Ok(conflict), Err)
 }
 
 fn may_repair(context: &Context, object: &str) -> bool {
@@ -442,8 +451,14 @@ async fn write_status(
             _ => EventType::Normal,
         };
         let reason = status.phase.map(|phase| format!("{phase:?}")).unwrap_or_default();
-        let degraded = status.conditions.iter().find(|condition| condition.type_ == "Degraded");
-        let note = degraded.map(|condition| condition.message.clone()).unwrap_or_default();
+        let says = match status.phase {
+            Some(Phase::Failed | Phase::Invalid) => "Degraded",
+            Some(Phase::Progressing) => "Progressing",
+            Some(Phase::Paused) => "Paused",
+            _ => "Ready",
+        };
+        let condition = status.conditions.iter().find(|condition| condition.type_ == says);
+        let note = condition.map(|condition| condition.message.clone()).unwrap_or_default();
         event(object, context, type_, &reason, note).await;
         let was_ready = before.is_some_and(|before| before.phase == Some(Phase::Ready));
         if status.phase == Some(Phase::Ready) && !was_ready {

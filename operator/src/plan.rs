@@ -88,7 +88,10 @@ async fn accepted(
     } else {
         api.patch(name, &parameters, &Patch::Apply(&body)).await
     };
-    Ok(answer.map_err(|error| format!("the API server refuses it: {error}"))?)
+    Ok(answer.map_err(|error| match error {
+        kube::Error::Api(status) => format!("the API server refuses it: {}", status.message),
+        other => format!("the API server cannot be asked: {other}"),
+    })?)
 }
 
 /// The same as the operator's caches hold, asked once.

@@ -264,7 +264,10 @@ impl Conditions<'_> {
         }
         match outcome {
             Outcome::Failed { reason, message } => self.add("Degraded", true, reason, message),
-            _ if health == Health::Yellow => self.add("Degraded", true, "PodsMissing", &waiting),
+            _ if health == Health::Yellow || health == Health::Red && self.was_ready() => {
+                self.add("Degraded", true, "PodsMissing", &waiting);
+            }
+            _ if health == Health::Red => self.add("Degraded", false, "Starting", &waiting),
             _ => self.add("Degraded", false, "AsWanted", "no component has less than it asks for"),
         }
         match outcome {
@@ -287,6 +290,16 @@ impl Conditions<'_> {
         }
     }
 
+    /// Whether searches were answered once, and not since the last hibernation.
+    fn was_ready(&self) -> bool {
+        let conditions = self.before.into_iter().flat_map(|before| &before.conditions);
+        conditions.into_iter().any(|condition| {
+            condition.status == "True"
+                && ["Ready", "Degraded"].contains(&condition.type_.as_str())
+                && condition.reason != "Hibernated"
+        })
+    }
+
     fn add(&mut self, name: &str, holds: bool, reason: &str, message: &str) {
         let status = if holds { "True" } else { "False" };
         let before = self.before.into_iter().flat_map(|before| &before.conditions);
@@ -302,5 +315,67 @@ impl Conditions<'_> {
             observed_generation: Some(self.generation),
             last_transition_time: since.unwrap_or_else(|| self.now.clone()),
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use kube::api::DynamicObject;
+    use serde_json::json;
+
+    use super::*;
+    use crate::validate::validate;
+
+    fn deployment() -> Deployment {
+        let object = json!({
+            "apiVersion": "sextant.dev/v1alpha1",
+            "kind": "SearchDeployment",
+            "metadata": {"name": "gym", "namespace": "default"},
+            "spec": {},
+        });
+        validate(&serde_json::from_value(object).unwrap(), "1.0.0").unwrap()
+    }
+
+    /// All workloads of an empty spec with so many ready API servers of two.
+    fn observed(api: i64) -> Observed {
+        let mut observed = Observed::default();
+        for (kind, name, wanted, ready) in [
+            (Kind::Deployment, "gym-api", 2, api),
+            (Kind::Deployment, "gym-redis", 1, 1),
+            (Kind::StatefulSet, "gym-postgres", 2, 2),
+            (Kind::StatefulSet, "gym-milvus", 1, 1),
+        ] {
+            let object: DynamicObject = serde_json::from_value(json!({
+                "metadata": {"name": name},
+                "spec": {"replicas": wanted},
+                "status": {"readyReplicas": ready, "updatedReplicas": wanted},
+            }))
+            .unwrap();
+            observed.objects.insert((kind, name.to_owned()), Arc::new(object));
+        }
+        observed
+    }
+
+    #[test]
+    fn what_was_ready_once_and_is_not_any_more_is_degraded() {
+        let now = Time(k8s_openapi::jiff::Timestamp::UNIX_EPOCH);
+        let mut before = None;
+        for (api, health, degraded) in [
+            (0, Health::Red, "False"),
+            (1, Health::Yellow, "True"),
+            (2, Health::Green, "False"),
+            (0, Health::Red, "True"),
+            (0, Health::Red, "True"),
+            (2, Health::Green, "False"),
+        ] {
+            let next =
+                status(&deployment(), &observed(api), &Outcome::Applied, before.as_ref(), &now);
+            let condition = next.conditions.iter().find(|condition| condition.type_ == "Degraded");
+            assert_eq!(condition.unwrap().status, degraded, "{api} of 2");
+            assert_eq!(next.health, Some(health), "{api} of 2");
+            before = Some(next);
+        }
     }
 }

@@ -47,6 +47,20 @@ async fn an_empty_spec_is_a_small_stack_that_becomes_ready() {
     assert_eq!(status.health, Some(Health::Green));
     assert_eq!(status.api.unwrap().summary, "2/2");
     assert_eq!(ready.spec, SearchDeploymentSpec::default(), "no default is written into the spec");
+    let events: kube::Api<k8s_openapi::api::core::v1::Event> =
+        kube::Api::namespaced(cluster.client.clone(), &cluster.namespace);
+    let told = || async {
+        let of_this = ListParams::default().fields("involvedObject.kind=SearchDeployment");
+        let events = events.list(&of_this).await.unwrap();
+        events.into_iter().filter_map(|event| event.reason).collect::<Vec<_>>()
+    };
+    sextant_stack::until("the event of being ready", || async {
+        told().await.contains(&"Ready".to_owned())
+    })
+    .await
+    .unwrap();
+    let told = told().await;
+    assert!(told.len() < 10, "an event for each change, not for each loop: {told:?}");
     assert_eq!(
         operator.metric("sextant_operator_reconcile_failures_total").await,
         0,
@@ -305,6 +319,24 @@ async fn autoscaling_takes_the_number_of_replicas_over_as_it_is() {
     cluster.apply("gym", other).await.unwrap();
     cluster.ready("gym").await;
     assert_eq!(deployments.get("gym-api").await.unwrap().data["spec"]["replicas"], 6);
+}
+
+#[tokio::test]
+async fn volumes_that_cannot_grow_are_reported_and_stop_nothing_else() {
+    let cluster = TestCluster::start().await;
+    let _operator = cluster.operator().await;
+    // Of no class, and of no volume: Kubernetes lets such claims not grow.
+    cluster.apply("gym", json!({})).await.unwrap();
+    cluster.ready("gym").await;
+    let larger = json!({"postgres": {"storage": {"size": "20Gi"}}, "api": {"replicas": 3}});
+    cluster.apply("gym", larger).await.unwrap();
+    let failed = |object: &sextant_operator::crd::SearchDeployment| {
+        let conditions = object.status.iter().flat_map(|status| &status.conditions);
+        conditions.into_iter().any(|condition| condition.reason == "GrowVolumesFailed")
+    };
+    cluster.until("gym", "told", failed).await;
+    let api = cluster.api(Kind::Deployment).get("gym-api").await.unwrap();
+    assert_eq!(api.data["spec"]["replicas"], 3);
 }
 
 #[tokio::test]
