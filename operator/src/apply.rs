@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use crate::changes::{APPLIED, Change};
 use crate::components::meta::MANAGER;
 use crate::components::{Kind, Manifest};
-use crate::error::Error;
+use crate::error::{Error, unless_gone};
 
 /// The field manager of replicas that an autoscaler is to take.
 const HANDOVER: &str = "sextant-operator-handover";
@@ -65,13 +65,9 @@ impl<'a> Applier<'a> {
         // The fields are the operator's: who changed one by hand is overruled. Fields that nobody
         // here asked for stay whoever's they are.
         let parameters = PatchParams::apply(MANAGER).force();
-        let patched =
-            self.api(manifest.kind).patch(&manifest.name, &parameters, &Patch::Apply(&body)).await;
-        patched.map_err(|source| Error::ApplyObject {
-            kind: manifest.kind,
-            name: manifest.name.clone(),
-            source: Box::new(source),
-        })
+        let api = self.api(manifest.kind);
+        let patched = api.patch(&manifest.name, &parameters, &Patch::Apply(&body)).await;
+        patched.map_err(|source| refused(manifest, source))
     }
 
     /// A Deployment whose replicas are no longer the operator's to say would go down to one, the
@@ -96,16 +92,11 @@ impl<'a> Applier<'a> {
             "spec": {"replicas": replicas},
         });
         let parameters = PatchParams::apply(HANDOVER);
-        let patched =
-            self.api(manifest.kind).patch(&manifest.name, &parameters, &Patch::Apply(&body)).await;
-        match patched {
+        let api = self.api(manifest.kind);
+        match api.patch(&manifest.name, &parameters, &Patch::Apply(&body)).await {
             // An autoscaler has taken it already, and may have changed it since.
-            Err(kube::Error::Api(status)) if status.code == 409 => Ok(()),
-            other => other.map(drop).map_err(|source| Error::ApplyObject {
-                kind: manifest.kind,
-                name: manifest.name.clone(),
-                source: Box::new(source),
-            }),
+            Err(kube::Error::Api(status)) if status.is_conflict() => Ok(()),
+            other => other.map(drop).map_err(|source| refused(manifest, source)),
         }
     }
 
@@ -121,10 +112,7 @@ impl<'a> Applier<'a> {
             preconditions: Some(Preconditions { uid: live.uid(), resource_version: None }),
             ..DeleteParams::default()
         };
-        match self.api(kind).delete(&live.name_any(), &parameters).await {
-            Err(kube::Error::Api(status)) if status.code == 404 => Ok(()),
-            other => other.map(|_| ()),
-        }
+        unless_gone(self.api(kind).delete(&live.name_any(), &parameters).await).map(drop)
     }
 
     /// Larger claims, then a StatefulSet that asks for claims of this size: it takes the pods of the
@@ -158,6 +146,14 @@ impl<'a> Applier<'a> {
             // Else the apply that follows fails, and all of it is done again.
             Ok(_) | Err(_) => Ok(()),
         }
+    }
+}
+
+fn refused(manifest: &Manifest, source: kube::Error) -> Error {
+    Error::ApplyObject {
+        kind: manifest.kind,
+        name: manifest.name.clone(),
+        source: Box::new(source),
     }
 }
 

@@ -12,6 +12,7 @@ pub mod pod;
 pub mod postgres;
 pub mod redis;
 pub mod server;
+pub mod service;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -194,7 +195,7 @@ impl Observed {
                 parts.extend([entry.into_bytes(), bytes.0]);
             }
         }
-        pod::config_hash(parts.iter().map(Vec::as_slice))
+        pod::hash(parts.iter().map(Vec::as_slice))
     }
 }
 

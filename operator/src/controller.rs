@@ -6,35 +6,36 @@ use std::time::{Duration, Instant};
 
 use futures::{StreamExt, TryStreamExt, stream};
 use k8s_openapi::ByteString;
-use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Secret};
+use k8s_openapi::api::core::v1::Secret;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::Timestamp;
-use kube::api::{Api, DeleteParams, ListParams, Patch, PatchParams};
+use kube::Api;
+use kube::core::DeserializeGuard;
 use kube::runtime::controller::Action;
-use kube::runtime::events::{Event, EventType, Recorder, Reporter};
+use kube::runtime::events::{EventType, Recorder, Reporter};
 use kube::runtime::reflector::{self, ObjectRef};
 use kube::runtime::watcher::{self, watcher};
 use kube::runtime::{Controller, Predicate, PredicateConfig, WatchStreamExt, predicates};
-use kube::{Client, Resource, ResourceExt};
+use kube::{Client, ResourceExt};
 use rand::SeedableRng;
 use rand::rngs::StdRng;
-use serde_json::json;
 use tokio::sync::watch;
 
 use crate::apply::Applier;
 use crate::changes::{Change, Why, changes};
-use crate::components::meta::{COMPONENT, INSTANCE, MANAGED_BY, MANAGER};
+use crate::clean_up;
+use crate::components::meta::MANAGER;
 use crate::components::{Observed, desired};
-use crate::crd::{DeletionPolicy, Phase, SearchDeployment, SearchDeploymentStatus};
+use crate::crd::SearchDeployment;
 use crate::error::Error;
 use crate::metrics::Metrics;
 use crate::patroni::{Cluster, Patroni};
+use crate::report::Report;
 use crate::rollout;
 use crate::status::{self, Outcome};
 use crate::validate::{Deployment, validate};
-use crate::watch::{Caches, Scope};
+use crate::watch::{Caches, Scope, readable};
 
-const FINALIZER: &str = "sextant.dev/clean-up";
 /// How often a SearchDeployment is looked at though nothing happened.
 const RESYNC: Duration = Duration::from_mins(10);
 /// The first wait after a failure; each further one is twice as long.
@@ -51,15 +52,13 @@ pub struct Context {
     patroni: Patroni,
     caches: Caches,
     metrics: Metrics,
-    recorder: Recorder,
+    report: Report,
     default_version: String,
     /// Objects that something happened to and that were not reconciled since.
     waiting: Mutex<HashSet<String>>,
     failures: Mutex<HashMap<String, u32>>,
     /// By object: repairs in a row, and when the last was made.
     repairs: Mutex<HashMap<String, (u32, Instant)>>,
-    /// By object: the status that was written last, until the cache has it.
-    written: Mutex<HashMap<String, SearchDeployment>>,
     /// Content of Secrets that specs refer to, by namespace and name, with their version.
     secrets: Mutex<HashMap<(String, String), (String, SecretData)>>,
 }
@@ -101,22 +100,29 @@ pub async fn run(
     mut stop: watch::Receiver<bool>,
 ) {
     let Options { scope, default_version, identity, patroni } = options;
-    let api = scope.api::<SearchDeployment>(&client);
+    let api = scope.api::<DeserializeGuard<SearchDeployment>>(&client);
     let (deployments, writer) = reflector::store();
     let (caches, touched) = Caches::start(&client, &scope, deployments.clone());
     // Status is the operator's own: what it writes there must not make it look again.
     let changed =
         predicates::generation.combine(predicates::annotations).combine(predicates::finalizers);
+    let reporter = Reporter { controller: MANAGER.to_owned(), instance: Some(identity) };
+    let recorder = Recorder::new(client.clone(), reporter);
+    let report = Report::new(client.clone(), recorder, metrics.clone());
+    let told = report.clone();
     let mut watched = watcher(api, watcher::Config::default())
         .default_backoff()
+        .try_filter_map(move |event| {
+            let told = told.clone();
+            async move { Ok(readable(event, &told).await) }
+        })
         .reflect(writer)
         .applied_objects()
         .predicate_filter(changed, PredicateConfig::default())
         .boxed();
     let mut touched = touched.boxed();
-    let reporter = Reporter { controller: MANAGER.to_owned(), instance: Some(identity) };
     let context = Arc::new(Context {
-        recorder: Recorder::new(client.clone(), reporter),
+        report,
         client,
         patroni,
         caches,
@@ -125,7 +131,6 @@ pub async fn run(
         waiting: Mutex::default(),
         failures: Mutex::default(),
         repairs: Mutex::default(),
-        written: Mutex::default(),
         secrets: Mutex::default(),
     });
     let ready = async {
@@ -182,7 +187,7 @@ async fn reconcile(object: Arc<SearchDeployment>, context: Arc<Context>) -> Resu
     context.metrics.under_way.inc();
     let key = key_of(&object);
     context.waits(key.clone(), false);
-    let object = with_own_status(object, &context);
+    let object = context.report.with_last_status(object);
     let done = reconcile_once(&object, &context).await;
     context.metrics.under_way.dec();
     context.metrics.reconciles.inc();
@@ -212,33 +217,10 @@ fn backoff(failures: u32, chance: f64) -> Duration {
     full.mul_f64(0.5 + chance / 2.0)
 }
 
-/// The object with the status that it has, which the cache may not have yet: what is compared with an
-/// older one would be taken for written.
-fn with_own_status(mut object: Arc<SearchDeployment>, context: &Context) -> Arc<SearchDeployment> {
-    let mut written = lock(&context.written);
-    let key = key_of(&object);
-    if let Some(last) = written.get(&key) {
-        if last.metadata.uid == object.metadata.uid && version_of(last) > version_of(&object) {
-            Arc::make_mut(&mut object).status.clone_from(&last.status);
-        } else {
-            written.remove(&key);
-        }
-    }
-    object
-}
-
-/// Newer objects have higher ones.
-///
-/// # Source
-/// <https://kubernetes.io/docs/reference/using-api/api-concepts/#resource-versions>
-fn version_of(object: &SearchDeployment) -> u64 {
-    object.resource_version().and_then(|version| version.parse().ok()).unwrap_or_default()
-}
-
 async fn reconcile_once(object: &SearchDeployment, context: &Context) -> Result<Action, Error> {
     if object.metadata.deletion_timestamp.is_some() {
-        clean_up(object, context).await?;
-        lock(&context.written).remove(&key_of(object));
+        clean_up::clean_up(&context.client, object).await?;
+        context.report.forget(object);
         return Ok(Action::await_change());
     }
     let deployment = match validate(object, &context.default_version) {
@@ -246,14 +228,12 @@ async fn reconcile_once(object: &SearchDeployment, context: &Context) -> Result<
         Err(faults) => {
             let generation = object.metadata.generation.unwrap_or_default();
             let status = status::invalid(generation, &faults, object.status.as_ref(), &now());
-            write_status(object, context, status).await?;
+            context.report.status(object, status).await?;
             // Nothing but another spec can help.
             return Ok(Action::await_change());
         }
     };
-    if !object.finalizers().iter().any(|finalizer| finalizer == FINALIZER) {
-        set_finalizer(object, context, true).await?;
-    }
+    clean_up::require(&context.client, object).await?;
     let mut observed = observe(&deployment, context).await?;
     // A stream of its own for each reconciliation; asked only for passwords that are not there yet.
     let wanted = desired(&deployment, &observed, &mut StdRng::from_os_rng());
@@ -262,7 +242,7 @@ async fn reconcile_once(object: &SearchDeployment, context: &Context) -> Result<
         let outcome = Outcome::Paused { pending: &changes };
         let status =
             status::status(&deployment, &observed, &outcome, object.status.as_ref(), &now());
-        write_status(object, context, status).await?;
+        context.report.status(object, status).await?;
         return Ok(Action::requeue(RESYNC));
     }
     let made = make(object, &deployment, context, &changes, &mut observed).await;
@@ -282,7 +262,7 @@ async fn reconcile_once(object: &SearchDeployment, context: &Context) -> Result<
     if let (Some(status), Some(cluster)) = (&mut status.postgres, &cluster) {
         status::replication(status, cluster);
     }
-    write_status(object, context, status).await?;
+    context.report.status(object, status).await?;
     let wait = |conflict: Option<_>| if conflict.is_some() { LONGEST_BACKOFF } else { wait };
     made.map(|conflict| Action::requeue(wait(conflict)))
 }
@@ -394,7 +374,7 @@ async fn make(
     if let Some(first) = done.first() {
         let more = done.len() - 1;
         let note = if more == 0 { first.to_string() } else { format!("{first} and {more} more") };
-        event(object, context, EventType::Normal, "Changed", note).await;
+        context.report.event(object, EventType::Normal, "Changed", note).await;
     }
     refused.map_or(Ok(conflict), Err)
 }
@@ -413,155 +393,6 @@ fn may_repair(context: &Context, object: &str) -> bool {
     *count += 1;
     *last = now;
     true
-}
-
-/// An event is a courtesy: one that cannot be written stops nothing.
-async fn event(
-    object: &SearchDeployment,
-    context: &Context,
-    type_: EventType,
-    reason: &str,
-    note: String,
-) {
-    let event = Event {
-        type_,
-        reason: reason.to_owned(),
-        note: Some(note),
-        action: "Reconcile".to_owned(),
-        secondary: None,
-    };
-    if let Err(error) = context.recorder.publish(&event, &object.object_ref(&())).await {
-        tracing::debug!(%error, "an event was not written");
-    }
-}
-
-async fn write_status(
-    object: &SearchDeployment,
-    context: &Context,
-    status: SearchDeploymentStatus,
-) -> Result<(), Error> {
-    let before = object.status.as_ref();
-    if before == Some(&status) {
-        return Ok(());
-    }
-    let phase = |status: Option<&SearchDeploymentStatus>| status.and_then(|status| status.phase);
-    if phase(Some(&status)) != phase(before) {
-        let type_ = match status.phase {
-            Some(Phase::Failed | Phase::Invalid) => EventType::Warning,
-            _ => EventType::Normal,
-        };
-        let reason = status.phase.map(|phase| format!("{phase:?}")).unwrap_or_default();
-        let says = match status.phase {
-            Some(Phase::Failed | Phase::Invalid) => "Degraded",
-            Some(Phase::Progressing) => "Progressing",
-            Some(Phase::Paused) => "Paused",
-            _ => "Ready",
-        };
-        let condition = status.conditions.iter().find(|condition| condition.type_ == says);
-        let note = condition.map(|condition| condition.message.clone()).unwrap_or_default();
-        event(object, context, type_, &reason, note).await;
-        let was_ready = before.is_some_and(|before| before.phase == Some(Phase::Ready));
-        if status.phase == Some(Phase::Ready) && !was_ready {
-            first_ready(object, context);
-        }
-    }
-    let api: Api<SearchDeployment> =
-        Api::namespaced(context.client.clone(), &object.namespace().unwrap_or_default());
-    // A whole new status: `null` takes away what is no longer said.
-    let mut body = json!({"status": status});
-    if let (Some(old), Some(new)) = (
-        serde_json::to_value(before).unwrap_or_default().as_object(),
-        body["status"].as_object_mut(),
-    ) {
-        for field in old.keys() {
-            new.entry(field.clone()).or_insert(serde_json::Value::Null);
-        }
-    }
-    let patched =
-        api.patch_status(&object.name_any(), &PatchParams::default(), &Patch::Merge(&body)).await;
-    match patched {
-        Ok(written) => {
-            lock(&context.written).insert(key_of(object), written);
-            Ok(())
-        }
-        // It was deleted meanwhile.
-        Err(kube::Error::Api(status)) if status.code == 404 => Ok(()),
-        Err(source) => Err(Error::WriteStatus { source: Box::new(source) }),
-    }
-}
-
-fn first_ready(object: &SearchDeployment, context: &Context) {
-    let Some(created) = object.creation_timestamp() else { return };
-    let seconds = Timestamp::now().duration_since(created.0).as_secs_f64();
-    context.metrics.time_to_ready.observe(seconds);
-}
-
-async fn set_finalizer(
-    object: &SearchDeployment,
-    context: &Context,
-    present: bool,
-) -> Result<(), Error> {
-    let mut finalizers = object.finalizers().to_vec();
-    finalizers.retain(|finalizer| finalizer != FINALIZER);
-    if present {
-        finalizers.push(FINALIZER.to_owned());
-    }
-    let body = json!({"metadata": {
-        "finalizers": finalizers,
-        // Of the list that was read.
-        "resourceVersion": object.resource_version(),
-    }});
-    let api: Api<SearchDeployment> =
-        Api::namespaced(context.client.clone(), &object.namespace().unwrap_or_default());
-    match api.patch(&object.name_any(), &PatchParams::default(), &Patch::Merge(&body)).await {
-        Ok(_) => Ok(()),
-        Err(kube::Error::Api(status)) if status.code == 404 => Ok(()),
-        Err(source) => Err(Error::ChangeFinalizer { source: Box::new(source) }),
-    }
-}
-
-/// What owner references do not do: Patroni's Endpoints have none, and volumes and passwords stay
-/// unless the policy says otherwise.
-async fn clean_up(object: &SearchDeployment, context: &Context) -> Result<(), Error> {
-    if !object.finalizers().iter().any(|finalizer| finalizer == FINALIZER) {
-        return Ok(());
-    }
-    let namespace = object.namespace().unwrap_or_default();
-    let name = object.name_any();
-    let deleted = async {
-        use k8s_openapi::api::core::v1::Endpoints;
-        let parameters = DeleteParams::background();
-        let of = |labels: String| ListParams::default().labels(&labels);
-        let patroni = of(format!("{INSTANCE}={name},{COMPONENT}=postgres,!{MANAGED_BY}"));
-        let endpoints: Api<Endpoints> = Api::namespaced(context.client.clone(), &namespace);
-        for left in endpoints.list(&patroni).await? {
-            gone(endpoints.delete(&left.name_any(), &parameters).await.map(drop))?;
-        }
-        if object.spec.deletion_policy == DeletionPolicy::Delete {
-            let claims: Api<PersistentVolumeClaim> =
-                Api::namespaced(context.client.clone(), &namespace);
-            let all = of(format!("{INSTANCE}={name},app.kubernetes.io/name=sextant"));
-            for claim in claims.list(&all).await? {
-                gone(claims.delete(&claim.name_any(), &parameters).await.map(drop))?;
-            }
-            // Made under Retain, they have no owner that would take them along.
-            let secrets: Api<Secret> = Api::namespaced(context.client.clone(), &namespace);
-            let made = of(format!("{INSTANCE}={name},{MANAGED_BY}={MANAGER}"));
-            for secret in secrets.list(&made).await? {
-                gone(secrets.delete(&secret.name_any(), &parameters).await.map(drop))?;
-            }
-        }
-        Ok::<_, kube::Error>(())
-    };
-    deleted.await.map_err(|source| Error::CleanUp { source: Box::new(source) })?;
-    set_finalizer(object, context, false).await
-}
-
-fn gone(deleted: Result<(), kube::Error>) -> Result<(), kube::Error> {
-    match deleted {
-        Err(kube::Error::Api(status)) if status.code == 404 => Ok(()),
-        other => other,
-    }
 }
 
 fn key_of(object: &SearchDeployment) -> String {

@@ -57,3 +57,14 @@ impl Error {
         text
     }
 }
+
+/// `None` when the object is not there any more.
+///
+/// # Errors
+/// What else the API server says.
+pub fn unless_gone<T>(answer: Result<T, kube::Error>) -> Result<Option<T>, kube::Error> {
+    match answer {
+        Err(kube::Error::Api(status)) if status.is_not_found() => Ok(None),
+        other => other.map(Some),
+    }
+}

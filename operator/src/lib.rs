@@ -5,6 +5,7 @@
 
 pub mod apply;
 pub mod changes;
+pub mod clean_up;
 pub mod cli;
 pub mod components;
 pub mod controller;
@@ -14,6 +15,7 @@ pub mod leader;
 pub mod metrics;
 pub mod patroni;
 pub mod plan;
+pub mod report;
 pub mod rollout;
 pub mod status;
 pub mod validate;

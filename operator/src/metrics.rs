@@ -15,7 +15,7 @@ pub struct Metrics {
     /// By reason.
     pub failures: IntCounterVec,
     pub duration: Histogram,
-    /// From the creation of a SearchDeployment to its first being ready.
+    /// From the first change of an object to all pods being ready.
     pub time_to_ready: Histogram,
     /// By verb and, where there is an answer, its code.
     pub api_calls: IntCounterVec,
@@ -57,7 +57,7 @@ impl Metrics {
             ),
             time_to_ready: histogram(
                 "time_to_ready_seconds",
-                "From the creation of a SearchDeployment to its first being ready.",
+                "From the first change of an object to all pods being ready.",
                 vec![5.0, 15.0, 30.0, 60.0, 120.0, 300.0, 900.0, 3_600.0],
             ),
             api_calls: counter(

@@ -69,7 +69,8 @@ pub async fn step(
         all.find(|(pod, _)| pod == name).map_or_else(|| ip.clone(), |(_, ip)| ip)
     };
     let members = members(deployment, observed, cluster);
-    match rollout_step(&members) {
+    let instances = usize::try_from(deployment.spec.postgres.instances()).unwrap_or_default();
+    match rollout_step(&members, instances) {
         RolloutStep::Done => return Ok(true),
         RolloutStep::Wait => {}
         RolloutStep::Replace(name) => delete_pod(client, observed, &name).await?,

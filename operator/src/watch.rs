@@ -6,14 +6,16 @@ use std::collections::BTreeMap;
 use futures::{Stream, StreamExt, stream};
 use k8s_openapi::api::core::v1::Secret;
 use kube::api::{Api, ApiResource, DynamicObject, PartialObjectMeta};
+use kube::core::DeserializeGuard;
 use kube::runtime::WatchStreamExt;
 use kube::runtime::reflector::{self, ObjectRef, Store};
-use kube::runtime::watcher::{self, watcher};
-use kube::{Client, ResourceExt};
+use kube::runtime::watcher::{self, Event, watcher};
+use kube::{Client, Resource, ResourceExt};
 
 use crate::components::meta::{COMPONENT, INSTANCE, MANAGED_BY, MANAGER, NAME};
 use crate::components::{Kind, Observed};
 use crate::crd::SearchDeployment;
+use crate::report::Report;
 
 type Touched = stream::BoxStream<'static, ObjectRef<SearchDeployment>>;
 
@@ -148,14 +150,43 @@ fn follow(
         .filter_map(|touched| async move {
             match touched {
                 Ok(object) => owner(&object),
+                // Its CRD is not installed, which may change.
+                Err(watcher::Error::InitialListFailed(kube::Error::Api(status)))
+                    if status.is_not_found() =>
+                {
+                    None
+                }
                 Err(error) => {
-                    tracing::debug!(%error, "a watch broke; it is begun again");
+                    tracing::warn!(%error, "a watch broke; it is begun again");
                     None
                 }
             }
         })
         .boxed();
     (store, stream)
+}
+
+/// What can be read of what happened. A SearchDeployment that is older than a rule of the CRD and
+/// cannot be read is told of and passed over: it must not stop the others.
+pub async fn readable(
+    event: Event<DeserializeGuard<SearchDeployment>>,
+    report: &Report,
+) -> Option<Event<SearchDeployment>> {
+    let (object, with): (_, fn(_) -> _) = match event {
+        Event::Init => return Some(Event::Init),
+        Event::InitDone => return Some(Event::InitDone),
+        Event::InitApply(object) => (object, Event::InitApply),
+        Event::Apply(object) => (object, Event::Apply),
+        Event::Delete(object) => (object, Event::Delete),
+    };
+    let reference = object.object_ref(&());
+    match object.0 {
+        Ok(object) => Some(with(object)),
+        Err(invalid) => {
+            report.unreadable(&reference, invalid.error).await;
+            None
+        }
+    }
 }
 
 /// The SearchDeployments whose spec names this Secret.

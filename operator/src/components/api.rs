@@ -1,11 +1,10 @@
 //! The servers that answer searches, and how clients reach them.
 
-use k8s_openapi::api::core::v1::{PodSpec, Service, ServicePort, ServiceSpec};
+use k8s_openapi::api::core::v1::{PodSpec, Service};
 use k8s_openapi::api::networking::v1::{
     HTTPIngressPath, HTTPIngressRuleValue, Ingress, IngressBackend, IngressRule,
     IngressServiceBackend, IngressSpec, IngressTLS, ServiceBackendPort,
 };
-use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use serde_json::{Value, json};
 
 use super::meta::Component;
@@ -74,22 +73,10 @@ fn servers<'a>(deployment: &'a Deployment, observed: &Observed) -> Servers<'a> {
 }
 
 fn service(deployment: &Deployment) -> Service {
-    Service {
-        metadata: deployment.child(Component::Api),
-        spec: Some(ServiceSpec {
-            type_: Some(deployment.spec.api.service_type.as_str().to_owned()),
-            selector: Some(deployment.selector_labels(Component::Api)),
-            ports: Some(vec![ServicePort {
-                name: Some("http".to_owned()),
-                port: 80,
-                target_port: Some(IntOrString::String("http".to_owned())),
-                protocol: Some("TCP".to_owned()),
-                ..ServicePort::default()
-            }]),
-            ..ServiceSpec::default()
-        }),
-        ..Service::default()
-    }
+    let mut service = deployment.service(Component::Api, &[("http", 80)]);
+    let type_ = deployment.spec.api.service_type.as_str().to_owned();
+    service.spec.get_or_insert_default().type_ = Some(type_);
+    service
 }
 
 fn ingress(deployment: &Deployment, exposure: &Exposure, class: &str, host: &str) -> Ingress {

@@ -1,7 +1,6 @@
 //! Servers that only embed, for API servers without a model.
 
-use k8s_openapi::api::core::v1::{PodSpec, Service, ServicePort, ServiceSpec, Toleration};
-use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
+use k8s_openapi::api::core::v1::{PodSpec, Toleration};
 use serde_json::{Value, json};
 
 use super::meta::Component;
@@ -17,7 +16,8 @@ pub fn add(desired: &mut Desired, deployment: &Deployment, observed: &Observed) 
     let resources = resources(deployment);
     let servers = servers(deployment, observed, &resources);
     desired.add(Kind::ConfigMap, servers.config_map(deployment));
-    desired.add(Kind::Service, service(deployment));
+    // One address; API servers keep several connections to it, which are spread over the pods.
+    desired.add(Kind::Service, deployment.service(Component::Embedder, &[("http", PORT)]));
     desired.add_all(Kind::PodDisruptionBudget, servers.disruption_budget(deployment));
     desired.add_all(Kind::HorizontalPodAutoscaler, servers.autoscaler(deployment));
     desired.add(Kind::Deployment, servers.workload(deployment));
@@ -99,23 +99,4 @@ fn tolerations(gpu: &Gpu) -> Vec<Toleration> {
             ..Toleration::default()
         }]
     })
-}
-
-/// One address; API servers keep several connections to it, which are spread over the pods.
-fn service(deployment: &Deployment) -> Service {
-    Service {
-        metadata: deployment.child(Component::Embedder),
-        spec: Some(ServiceSpec {
-            selector: Some(deployment.selector_labels(Component::Embedder)),
-            ports: Some(vec![ServicePort {
-                name: Some("http".to_owned()),
-                port: PORT.into(),
-                target_port: Some(IntOrString::String("http".to_owned())),
-                protocol: Some("TCP".to_owned()),
-                ..ServicePort::default()
-            }]),
-            ..ServiceSpec::default()
-        }),
-        ..Service::default()
-    }
 }

@@ -1,8 +1,7 @@
 //! The etcd that holds the metadata of a Milvus cluster.
 
 use k8s_openapi::api::apps::v1::{StatefulSet, StatefulSetSpec};
-use k8s_openapi::api::core::v1::{Container, PodSpec, Service, ServicePort, ServiceSpec};
-use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
+use k8s_openapi::api::core::v1::{Container, PodSpec, Service};
 
 use super::meta::Component;
 use super::pod::{self, Timing, env, field_env, mount};
@@ -40,25 +39,12 @@ fn members(deployment: &Deployment) -> impl Iterator<Item = (String, String)> {
 }
 
 fn service(deployment: &Deployment) -> Service {
-    let port = |name: &str, number: u16| ServicePort {
-        name: Some(name.to_owned()),
-        port: number.into(),
-        target_port: Some(IntOrString::Int(number.into())),
-        protocol: Some("TCP".to_owned()),
-        ..ServicePort::default()
-    };
-    Service {
-        metadata: deployment.child(Component::Etcd),
-        spec: Some(ServiceSpec {
-            cluster_ip: Some("None".to_owned()),
-            // Members find each other before they are ready.
-            publish_not_ready_addresses: Some(true),
-            selector: Some(deployment.selector_labels(Component::Etcd)),
-            ports: Some(vec![port("client", PORT), port("peer", PEER_PORT)]),
-            ..ServiceSpec::default()
-        }),
-        ..Service::default()
-    }
+    let mut service = deployment.service(Component::Etcd, &[("client", PORT), ("peer", PEER_PORT)]);
+    let spec = service.spec.get_or_insert_default();
+    spec.cluster_ip = Some("None".to_owned());
+    // Members find each other before they are ready.
+    spec.publish_not_ready_addresses = Some(true);
+    service
 }
 
 fn stateful_set(deployment: &Deployment) -> StatefulSet {
@@ -106,7 +92,7 @@ fn stateful_set(deployment: &Deployment) -> StatefulSet {
         ..PodSpec::default()
     };
     // It has no file of configuration: all that it reads is in its template.
-    let hash = pod::config_hash([]);
+    let hash = pod::hash([]);
     StatefulSet {
         metadata: deployment.child(Component::Etcd),
         spec: Some(StatefulSetSpec {

@@ -3,13 +3,9 @@
 use std::collections::BTreeMap;
 
 use k8s_openapi::api::apps::v1::{
-    Deployment as Workload, DeploymentSpec, DeploymentStrategy, RollingUpdateDeployment,
-    StatefulSet, StatefulSetSpec,
+    Deployment as Workload, DeploymentSpec, StatefulSet, StatefulSetSpec,
 };
-use k8s_openapi::api::core::v1::{
-    ConfigMap, Container, EnvVar, PodSpec, Service, ServicePort, ServiceSpec, VolumeMount,
-};
-use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
+use k8s_openapi::api::core::v1::{ConfigMap, Container, EnvVar, PodSpec, Service, VolumeMount};
 use serde_json::{Value, json};
 
 use super::meta::Component;
@@ -98,12 +94,11 @@ pub fn add(desired: &mut Desired, deployment: &Deployment, observed: &Observed) 
         return;
     }
     let config = config_map(deployment);
-    let text = config.data.iter().flat_map(BTreeMap::values).map(String::as_bytes);
     let storage = deployment.spec.object_storage.as_ref();
     let credentials = storage.and_then(|storage| storage.credentials_secret.as_deref());
     let name = deployment.child_name(Component::Milvus);
     let secrets = observed.secret_hash([name.as_str()].into_iter().chain(credentials));
-    let hash = pod::config_hash(text.chain([secrets.as_bytes()]));
+    let hash = pod::config_hash(&config, &secrets);
     desired.add(Kind::Service, service(deployment));
     if milvus.mode == MilvusMode::Standalone {
         desired.add(Kind::StatefulSet, standalone(deployment, hash));
@@ -124,15 +119,8 @@ pub fn add(desired: &mut Desired, deployment: &Deployment, observed: &Observed) 
 pub fn connection(deployment: &Deployment) -> Connection {
     let milvus = &deployment.spec.milvus;
     if let Some(external) = &milvus.external {
-        let mut config = json!({"endpoints": external.endpoints});
-        if let Some(user) = &external.user {
-            config["user"] = user.as_str().into();
-        }
-        let connection = Connection::new("milvus", config);
-        return match &external.password_secret {
-            Some(secret) => connection.with_secret("password_file", &secret.name, &secret.key),
-            None => connection,
-        };
+        let connection = Connection::new("milvus", json!({"endpoints": external.endpoints}));
+        return connection.with_login(external.user.as_deref(), external.password_secret.as_ref());
     }
     let name = deployment.child_name(Component::Milvus);
     let url = format!("http://{}:{PORT}", deployment.host(&name));
@@ -202,26 +190,14 @@ impl Rollout {
     }
 }
 
+/// One address in both modes: that of the process, or of the proxies.
 fn service(deployment: &Deployment) -> Service {
-    let serving = match deployment.spec.milvus.mode {
-        MilvusMode::Cluster => Component::MilvusProxy,
-        _ => Component::Milvus,
-    };
-    Service {
-        metadata: deployment.child(Component::Milvus),
-        spec: Some(ServiceSpec {
-            selector: Some(deployment.selector_labels(serving)),
-            ports: Some(vec![ServicePort {
-                name: Some("milvus".to_owned()),
-                port: PORT.into(),
-                target_port: Some(IntOrString::String("milvus".to_owned())),
-                protocol: Some("TCP".to_owned()),
-                ..ServicePort::default()
-            }]),
-            ..ServiceSpec::default()
-        }),
-        ..Service::default()
+    let mut service = deployment.service(Component::Milvus, &[("milvus", PORT)]);
+    if deployment.spec.milvus.mode == MilvusMode::Cluster {
+        let proxies = deployment.selector_labels(Component::MilvusProxy);
+        service.spec.get_or_insert_default().selector = Some(proxies);
     }
+    service
 }
 
 /// What is changed of the image's own configuration.
@@ -431,13 +407,7 @@ fn workload(deployment: &Deployment, role: Role, image: String, hash: String) ->
             // /healthz says 200 before a process has told what it is.
             min_ready_seconds: Some(10),
             progress_deadline_seconds: Some(600),
-            strategy: Some(DeploymentStrategy {
-                type_: Some("RollingUpdate".to_owned()),
-                rolling_update: Some(RollingUpdateDeployment {
-                    max_surge: Some(IntOrString::Int(1)),
-                    max_unavailable: Some(IntOrString::Int(0)),
-                }),
-            }),
+            strategy: Some(pod::rolling_update()),
             template: deployment.pod_template(role.component, &milvus.scheduling, hash, spec),
             ..DeploymentSpec::default()
         }),

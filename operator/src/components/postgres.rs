@@ -9,10 +9,9 @@ use std::collections::BTreeMap;
 use k8s_openapi::api::apps::v1::{StatefulSet, StatefulSetSpec, StatefulSetUpdateStrategy};
 use k8s_openapi::api::core::v1::{
     ConfigMap, Container, PersistentVolumeClaim, PersistentVolumeClaimSpec, PodSpec, Service,
-    ServiceAccount, ServicePort, ServiceSpec, VolumeResourceRequirements,
+    ServiceAccount, ServiceSpec, VolumeResourceRequirements,
 };
 use k8s_openapi::api::rbac::v1::{PolicyRule, Role, RoleBinding, RoleRef, Subject};
-use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use kube::api::ObjectMeta;
 use serde_json::{Value, json};
 
@@ -21,7 +20,7 @@ use super::pod::{
     self, Timing, config_volume, env, field_env, mount, read_only, scratch, secret_env,
 };
 use super::server::{Connection, disruption_budget};
-use super::{Desired, Kind, Observed};
+use super::{Desired, Kind, Observed, service};
 use crate::crd::{Storage, Synchronous};
 use crate::validate::Deployment;
 
@@ -187,24 +186,18 @@ fn scope(deployment: &Deployment) -> String {
 }
 
 fn services(deployment: &Deployment) -> [Service; 3] {
-    let service = |suffix: &str, spec: ServiceSpec| Service {
+    let named = |suffix: &str, spec: ServiceSpec| Service {
         metadata: deployment.child_with(Component::Postgres, suffix),
         spec: Some(spec),
         ..Service::default()
     };
-    let port = ServicePort {
-        name: Some("postgres".to_owned()),
-        port: PORT.into(),
-        target_port: Some(IntOrString::Int(PORT.into())),
-        protocol: Some("TCP".to_owned()),
-        ..ServicePort::default()
-    };
+    let port = service::port("postgres", PORT);
     let mut replicas = deployment.selector_labels(Component::Postgres);
     replicas.insert(ROLE_LABEL.to_owned(), REPLICA.to_owned());
     [
         // Without a selector: its address is the holder of Patroni's lock.
-        service("rw", ServiceSpec { ports: Some(vec![port.clone()]), ..ServiceSpec::default() }),
-        service(
+        named("rw", ServiceSpec { ports: Some(vec![port.clone()]), ..ServiceSpec::default() }),
+        named(
             "ro",
             ServiceSpec {
                 ports: Some(vec![port]),
@@ -213,7 +206,7 @@ fn services(deployment: &Deployment) -> [Service; 3] {
             },
         ),
         // Without it Kubernetes would take away the Endpoints in which Patroni keeps its settings.
-        service(
+        named(
             "rw-config",
             ServiceSpec { cluster_ip: Some("None".to_owned()), ..ServiceSpec::default() },
         ),
@@ -317,7 +310,7 @@ fn stateful_set(deployment: &Deployment, observed: &Observed, config: &ConfigMap
     local["bootstrap"] = Value::Null;
     let local = local.to_string();
     let secrets = observed.secret_hash([name.as_str()]);
-    let hash = pod::config_hash([local.as_bytes(), secrets.as_bytes()]);
+    let hash = pod::hash([local.as_bytes(), secrets.as_bytes()]);
     let probe = |path: &str, failures: i32| {
         Timing { period: 10, timeout: 5, failures }.http(path, "patroni")
     };
@@ -433,7 +426,11 @@ pub enum RolloutStep {
 
 /// The next step of a rolling update: replicas first, then a planned switchover, the old primary
 /// last. Then restarts, where only settings changed, in the same order. One at a time.
-pub fn rollout_step(members: &[Member]) -> RolloutStep {
+pub fn rollout_step(members: &[Member], instances: usize) -> RolloutStep {
+    if members.len() < instances {
+        // One is being made again. A primary that seems to be alone is not: it must not go now.
+        return RolloutStep::Wait;
+    }
     let outdated = members.iter().filter(|member| member.outdated);
     let Some(first) = outdated.min_by_key(|member| (member.is_primary, &member.name)) else {
         return restart_step(members);
@@ -441,7 +438,7 @@ pub fn rollout_step(members: &[Member]) -> RolloutStep {
     if members.iter().any(|member| !member.ready && member.name != first.name) {
         return RolloutStep::Wait;
     }
-    if !first.is_primary || members.len() == 1 {
+    if !first.is_primary || instances == 1 {
         return RolloutStep::Replace(first.name.clone());
     }
     let able = members.iter().filter(|member| member.in_sync && member.ready && !member.is_primary);
@@ -480,18 +477,18 @@ mod tests {
     #[test]
     fn replicas_are_replaced_before_the_primary_is_switched_over_and_replaced() {
         let mut members = [member("pg-0", true), member("pg-1", false)];
-        assert_eq!(rollout_step(&members), RolloutStep::Replace("pg-1".to_owned()));
+        assert_eq!(rollout_step(&members, members.len()), RolloutStep::Replace("pg-1".to_owned()));
         members[1].outdated = false;
         members[1].ready = false;
-        assert_eq!(rollout_step(&members), RolloutStep::Wait);
+        assert_eq!(rollout_step(&members, members.len()), RolloutStep::Wait);
         members[1].ready = true;
         let (from, to) = ("pg-0".to_owned(), "pg-1".to_owned());
-        assert_eq!(rollout_step(&members), RolloutStep::Switchover { from, to });
+        assert_eq!(rollout_step(&members, members.len()), RolloutStep::Switchover { from, to });
         members[0].is_primary = false;
         members[1].is_primary = true;
-        assert_eq!(rollout_step(&members), RolloutStep::Replace("pg-0".to_owned()));
+        assert_eq!(rollout_step(&members, members.len()), RolloutStep::Replace("pg-0".to_owned()));
         members[0].outdated = false;
-        assert_eq!(rollout_step(&members), RolloutStep::Done);
+        assert_eq!(rollout_step(&members, members.len()), RolloutStep::Done);
     }
 
     #[test]
@@ -500,11 +497,11 @@ mod tests {
         for member in &mut members {
             (member.outdated, member.pending_restart) = (false, true);
         }
-        assert_eq!(rollout_step(&members), RolloutStep::Restart("pg-1".to_owned()));
+        assert_eq!(rollout_step(&members, members.len()), RolloutStep::Restart("pg-1".to_owned()));
         (members[1].pending_restart, members[1].ready) = (false, false);
-        assert_eq!(rollout_step(&members), RolloutStep::Wait);
+        assert_eq!(rollout_step(&members, members.len()), RolloutStep::Wait);
         members[1].ready = true;
-        assert_eq!(rollout_step(&members), RolloutStep::Restart("pg-0".to_owned()));
+        assert_eq!(rollout_step(&members, members.len()), RolloutStep::Restart("pg-0".to_owned()));
     }
 
     #[test]
@@ -512,20 +509,26 @@ mod tests {
         let mut members = [member("pg-0", true), member("pg-1", false)];
         members[1].outdated = false;
         members[1].in_sync = false;
-        assert_eq!(rollout_step(&members), RolloutStep::Wait);
+        assert_eq!(rollout_step(&members, members.len()), RolloutStep::Wait);
+    }
+
+    #[test]
+    fn a_primary_stays_while_its_replica_is_made_again() {
+        let members = [member("pg-0", true)];
+        assert_eq!(rollout_step(&members, 2), RolloutStep::Wait);
     }
 
     #[test]
     fn a_broken_replica_is_replaced_although_it_is_not_ready() {
         let mut members = [member("pg-0", true), member("pg-1", false)];
         members[1].ready = false;
-        assert_eq!(rollout_step(&members), RolloutStep::Replace("pg-1".to_owned()));
+        assert_eq!(rollout_step(&members, members.len()), RolloutStep::Replace("pg-1".to_owned()));
     }
 
     #[test]
     fn a_primary_without_replicas_is_replaced_where_it_is() {
         let members = [member("pg-0", true)];
-        assert_eq!(rollout_step(&members), RolloutStep::Replace("pg-0".to_owned()));
+        assert_eq!(rollout_step(&members, members.len()), RolloutStep::Replace("pg-0".to_owned()));
     }
 
     #[test]

@@ -3,10 +3,7 @@
 use std::collections::BTreeMap;
 
 use k8s_openapi::api::apps::v1::{Deployment as Workload, DeploymentSpec, DeploymentStrategy};
-use k8s_openapi::api::core::v1::{
-    ConfigMap, Container, PodSpec, Service, ServicePort, ServiceSpec,
-};
-use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
+use k8s_openapi::api::core::v1::{ConfigMap, Container, PodSpec};
 use serde_json::json;
 
 use super::meta::Component;
@@ -26,7 +23,7 @@ pub fn add(desired: &mut Desired, deployment: &Deployment, observed: &Observed) 
         return;
     }
     let config = config_map(deployment);
-    desired.add(Kind::Service, service(deployment));
+    desired.add(Kind::Service, deployment.service(Component::Redis, &[("redis", PORT)]));
     desired.add(Kind::Deployment, workload(deployment, observed, &config));
     desired.add(Kind::ConfigMap, config);
 }
@@ -38,15 +35,10 @@ pub fn connection(deployment: &Deployment) -> Option<Connection> {
         return None;
     }
     if let Some(external) = &cache.external {
-        let mut config = json!({"url": external.url});
-        if let Some(user) = &external.user {
-            config["user"] = user.as_str().into();
-        }
-        let connection = Connection::new("redis", config);
-        return Some(match &external.password_secret {
-            Some(secret) => connection.with_secret("password_file", &secret.name, &secret.key),
-            None => connection,
-        });
+        let connection = Connection::new("redis", json!({"url": external.url}));
+        return Some(
+            connection.with_login(external.user.as_deref(), external.password_secret.as_ref()),
+        );
     }
     let name = deployment.child_name(Component::Redis);
     let url = format!("redis://{}:{PORT}", deployment.host(&name));
@@ -84,9 +76,7 @@ tcp-keepalive 300
 
 fn workload(deployment: &Deployment, observed: &Observed, config: &ConfigMap) -> Workload {
     let name = deployment.child_name(Component::Redis);
-    let text = config.data.iter().flat_map(BTreeMap::values).map(String::as_bytes);
-    let secrets = observed.secret_hash([name.as_str()]);
-    let hash = pod::config_hash(text.chain([secrets.as_bytes()]));
+    let hash = pod::config_hash(config, &observed.secret_hash([name.as_str()]));
     let memory = deployment.spec.cache.memory();
     let resources = Resources {
         requests: [("cpu".to_owned(), "100m".into()), ("memory".to_owned(), memory.clone())].into(),
@@ -135,23 +125,5 @@ fn workload(deployment: &Deployment, observed: &Observed, config: &ConfigMap) ->
             ..DeploymentSpec::default()
         }),
         ..Workload::default()
-    }
-}
-
-fn service(deployment: &Deployment) -> Service {
-    Service {
-        metadata: deployment.child(Component::Redis),
-        spec: Some(ServiceSpec {
-            selector: Some(deployment.selector_labels(Component::Redis)),
-            ports: Some(vec![ServicePort {
-                name: Some("redis".to_owned()),
-                port: PORT.into(),
-                target_port: Some(IntOrString::String("redis".to_owned())),
-                protocol: Some("TCP".to_owned()),
-                ..ServicePort::default()
-            }]),
-            ..ServiceSpec::default()
-        }),
-        ..Service::default()
     }
 }

@@ -2,9 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use k8s_openapi::api::apps::v1::{
-    Deployment as Workload, DeploymentSpec, DeploymentStrategy, RollingUpdateDeployment,
-};
+use k8s_openapi::api::apps::v1::{Deployment as Workload, DeploymentSpec};
 use k8s_openapi::api::autoscaling::v2::{
     CrossVersionObjectReference, HorizontalPodAutoscaler, HorizontalPodAutoscalerSpec, MetricSpec,
     MetricTarget, ResourceMetricSource,
@@ -17,7 +15,7 @@ use serde_json::{Value, json};
 
 use super::meta::Component;
 use super::pod::{self, Timing, config_volume, mount, read_only, scratch, secret_volume};
-use crate::crd::{Autoscaling, Resources, Scheduling};
+use crate::crd::{Autoscaling, Resources, Scheduling, SecretKey};
 use crate::validate::Deployment;
 
 pub const PORT: u16 = 8080;
@@ -59,6 +57,17 @@ impl Connection {
         entry: impl Into<String>,
     ) -> Self {
         Self { secret: Some(Secret { name: name.into(), entry: entry.into(), field }), ..self }
+    }
+
+    /// As a user and with a password of somebody's Secret, where they are given.
+    pub fn with_login(mut self, user: Option<&str>, password: Option<&SecretKey>) -> Self {
+        if let Some(user) = user {
+            self.config["user"] = user.into();
+        }
+        match password {
+            Some(secret) => self.with_secret("password_file", &secret.name, &secret.key),
+            None => self,
+        }
     }
 
     /// Names of all Secrets that it needs.
@@ -116,8 +125,7 @@ impl Servers<'_> {
 
     pub fn workload(&self, deployment: &Deployment) -> Workload {
         let config = self.config_map(deployment);
-        let text = config.data.iter().flat_map(BTreeMap::values).map(String::as_bytes);
-        let hash = pod::config_hash(text.chain([self.secret_hash.as_bytes()]));
+        let hash = pod::config_hash(&config, &self.secret_hash);
         let spec = self.pod_spec(deployment, &config.name_any());
         let hibernated = deployment.spec.hibernate;
         Workload {
@@ -132,13 +140,7 @@ impl Servers<'_> {
                 selector: deployment.selector(self.component),
                 revision_history_limit: Some(3),
                 min_ready_seconds: Some(5),
-                strategy: Some(DeploymentStrategy {
-                    type_: Some("RollingUpdate".to_owned()),
-                    rolling_update: Some(RollingUpdateDeployment {
-                        max_surge: Some(IntOrString::Int(1)),
-                        max_unavailable: Some(IntOrString::Int(0)),
-                    }),
-                }),
+                strategy: Some(pod::rolling_update()),
                 template: deployment.pod_template(self.component, self.scheduling, hash, spec),
                 ..DeploymentSpec::default()
             }),

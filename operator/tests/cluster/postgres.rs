@@ -197,7 +197,8 @@ async fn postgres_is_changed_by_patroni_and_replaced_replica_first() {
     let object = cluster.ready("gym").await;
     let after = uids().await;
     assert!(before[0] != after[0] && before[1] != after[1], "{}", operator.log());
-    assert_eq!(object.status.unwrap().postgres.unwrap().primary.as_deref(), Some(PODS[1]));
+    let primary = object.status.unwrap().postgres.unwrap().primary;
+    assert_eq!(primary.as_deref(), Some(PODS[1]), "{}", operator.log());
     let asked = patroni.lock().unwrap().asked.clone();
     let asked: Vec<_> = asked.iter().filter(|what| *what != "config").collect();
     assert_eq!(asked, ["switchover to gym-postgres-1, one of this revision"]);
