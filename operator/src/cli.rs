@@ -67,6 +67,9 @@ struct RunOptions {
     /// Address for /livez, /readyz and /metrics.
     #[arg(long, env = "SEXTANT_OPERATOR_LISTEN", default_value = "0.0.0.0:8081")]
     listen: SocketAddr,
+    /// How long a replica of Postgres may fail to start before it is copied anew from the primary.
+    #[arg(long, env = "SEXTANT_REBUILD_REPLICAS_AFTER", default_value = "5m")]
+    rebuild_replicas_after: humantime::Duration,
     /// Version of sextant-server where a SearchDeployment says none.
     #[arg(long, env = "SEXTANT_SERVER_VERSION", default_value = env!("CARGO_PKG_VERSION"))]
     server_version: String,
@@ -136,6 +139,7 @@ async fn run(options: RunOptions) -> Result<(), AnyError> {
         default_version: options.server_version,
         identity,
         patroni: Patroni::new()?,
+        rebuild_after: options.rebuild_replicas_after.into(),
     };
     // Ends when it is told to, or when the lease is lost.
     let (halt, halted) = watch::channel(false);

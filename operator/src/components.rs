@@ -1,6 +1,7 @@
 //! What the objects of a SearchDeployment are to be. Pure: the same data gives the same objects.
 
 pub mod api;
+pub mod certificates;
 pub mod embedder;
 pub mod etcd;
 pub mod keys;
@@ -19,6 +20,7 @@ use std::sync::Arc;
 
 use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::Secret;
+use k8s_openapi::jiff::civil::Date;
 use kube::api::{ApiResource, DynamicObject};
 use rand::Rng;
 use serde::Serialize;
@@ -199,10 +201,20 @@ impl Observed {
     }
 }
 
-/// All objects of a SearchDeployment. `random` is asked only for passwords that are not there yet.
-pub fn desired(deployment: &Deployment, observed: &Observed, random: &mut impl Rng) -> Desired {
+/// All objects of a SearchDeployment. `random` is asked only for passwords and certificates that are
+/// not there yet.
+///
+/// # Errors
+/// When a certificate cannot be made.
+pub fn desired(
+    deployment: &Deployment,
+    observed: &Observed,
+    today: Date,
+    random: &mut impl Rng,
+) -> Result<Desired, rcgen::Error> {
     let mut desired = Desired::default();
     keys::add(&mut desired, deployment, observed, random);
+    certificates::add(&mut desired, deployment, observed, today, random)?;
     // From here on pods are made for the passwords that there will be.
     let observed = &observed.with_secrets(&desired);
     redis::add(&mut desired, deployment, observed);
@@ -214,7 +226,7 @@ pub fn desired(deployment: &Deployment, observed: &Observed, random: &mut impl R
     network::add(&mut desired, deployment);
     monitoring::add(&mut desired, deployment);
     desired.objects.retain(|(kind, _), _| !observed.missing.contains(kind));
-    desired
+    Ok(desired)
 }
 
 impl Observed {

@@ -9,6 +9,8 @@ use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::Secret;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::Timestamp;
+use k8s_openapi::jiff::civil::Date;
+use k8s_openapi::jiff::tz::TimeZone;
 use kube::Api;
 use kube::core::DeserializeGuard;
 use kube::runtime::controller::Action;
@@ -31,7 +33,7 @@ use crate::error::Error;
 use crate::metrics::Metrics;
 use crate::patroni::{Cluster, Patroni};
 use crate::report::Report;
-use crate::rollout;
+use crate::rollout::{Rollout, Step};
 use crate::status::{self, Outcome};
 use crate::validate::{Deployment, validate};
 use crate::watch::{Caches, Scope, readable};
@@ -49,7 +51,7 @@ const FIGHT: Duration = Duration::from_secs(30);
 
 pub struct Context {
     client: Client,
-    patroni: Patroni,
+    rollout: Rollout,
     caches: Caches,
     metrics: Metrics,
     report: Report,
@@ -87,6 +89,8 @@ pub struct Options {
     /// Of this operator, for events and the lease.
     pub identity: String,
     pub patroni: Patroni,
+    /// How long a replica of Postgres may fail to start before it is copied anew.
+    pub rebuild_after: Duration,
 }
 
 /// Runs until `stop`. Reconciles while `leads` is true; before, it only fills its caches.
@@ -99,7 +103,7 @@ pub async fn run(
     synced: watch::Sender<bool>,
     mut stop: watch::Receiver<bool>,
 ) {
-    let Options { scope, default_version, identity, patroni } = options;
+    let Options { scope, default_version, identity, patroni, rebuild_after } = options;
     let api = scope.api::<DeserializeGuard<SearchDeployment>>(&client);
     let (deployments, writer) = reflector::store();
     let (caches, touched) = Caches::start(&client, &scope, deployments.clone());
@@ -123,8 +127,8 @@ pub async fn run(
     let mut touched = touched.boxed();
     let context = Arc::new(Context {
         report,
+        rollout: Rollout::new(client.clone(), patroni, rebuild_after),
         client,
-        patroni,
         caches,
         metrics,
         default_version,
@@ -236,7 +240,9 @@ async fn reconcile_once(object: &SearchDeployment, context: &Context) -> Result<
     clean_up::require(&context.client, object).await?;
     let mut observed = observe(&deployment, context).await?;
     // A stream of its own for each reconciliation; asked only for passwords that are not there yet.
-    let wanted = desired(&deployment, &observed, &mut StdRng::from_os_rng());
+    let random = &mut StdRng::from_os_rng();
+    let wanted = desired(&deployment, &observed, today(), random)
+        .map_err(|source| Error::MakeCertificate { source })?;
     let changes = changes(&deployment, &wanted, &observed);
     if deployment.spec.paused {
         let outcome = Outcome::Paused { pending: &changes };
@@ -247,7 +253,7 @@ async fn reconcile_once(object: &SearchDeployment, context: &Context) -> Result<
     }
     let made = make(object, &deployment, context, &changes, &mut observed).await;
     let (cluster, made, wait) = match made {
-        Ok(conflict) => postgres(&deployment, context, &observed, conflict).await,
+        Ok(conflict) => postgres(object, &deployment, context, &observed, conflict).await,
         failed => (None, failed, RESYNC),
     };
     let outcome = match &made {
@@ -270,6 +276,7 @@ async fn reconcile_once(object: &SearchDeployment, context: &Context) -> Result<
 /// Looks at the managed Postgres and takes the next step of its changes. What Patroni says, how the
 /// reconciliation ends, and when to look again.
 async fn postgres(
+    object: &SearchDeployment,
     deployment: &Deployment,
     context: &Context,
     observed: &Observed,
@@ -278,8 +285,7 @@ async fn postgres(
     if deployment.spec.postgres.external.is_some() || deployment.spec.hibernate {
         return (None, Ok(conflict), RESYNC);
     }
-    let patroni = &context.patroni;
-    let looked = match rollout::look(patroni, observed).await {
+    let looked = match context.rollout.look(observed).await {
         Ok(Some(looked)) => looked,
         Ok(None) => return (None, Ok(conflict), RESYNC),
         // Its pods begin, or are lost: readiness tells that. It is asked again.
@@ -289,11 +295,16 @@ async fn postgres(
             return (None, Ok(conflict), PATRONI_PERIOD);
         }
     };
-    let step = rollout::step(&context.client, patroni, deployment, observed, &looked).await;
+    let step = context.rollout.step(deployment, observed, &looked).await;
     let cluster = Some(looked.0);
     match step {
-        Ok(true) => (cluster, Ok(conflict), PATRONI_PERIOD),
-        Ok(false) => (cluster, Ok(conflict), PATRONI_STEP),
+        Ok(Step::Done) => (cluster, Ok(conflict), PATRONI_PERIOD),
+        Ok(Step::UnderWay) => (cluster, Ok(conflict), PATRONI_STEP),
+        Ok(Step::Rebuild(name)) => {
+            let note = format!("{name} could not start: it is copied anew from the primary");
+            context.report.event(object, EventType::Warning, "ReplicaRebuilt", note).await;
+            (cluster, Ok(conflict), PATRONI_STEP)
+        }
         Err(error) => (cluster, Err(error), PATRONI_STEP),
     }
 }
@@ -397,6 +408,10 @@ fn may_repair(context: &Context, object: &str) -> bool {
 
 fn key_of(object: &SearchDeployment) -> String {
     ObjectRef::from_obj(object).to_string()
+}
+
+pub fn today() -> Date {
+    Timestamp::now().to_zoned(TimeZone::UTC).date()
 }
 
 fn now() -> Time {

@@ -219,6 +219,7 @@ impl SearchDeploymentSpec {
             secrets.push(&external.primary.name);
             secrets.extend(external.replicas.iter().map(|replica| replica.name.as_str()));
         }
+        secrets.extend(self.postgres.tls_secret.as_deref());
         let cache = self.cache.external.as_ref().and_then(|cache| cache.password_secret.as_ref());
         let milvus = self.milvus.external.as_ref();
         let milvus = milvus.and_then(|milvus| milvus.password_secret.as_ref());

@@ -13,6 +13,8 @@ pub enum Error {
     GrowVolumes { name: String, source: Box<kube::Error> },
     #[error("failed to read Secret {name}")]
     ReadSecret { name: String, source: Box<kube::Error> },
+    #[error("failed to make a certificate")]
+    MakeCertificate { source: rcgen::Error },
     #[error("failed to write the status")]
     WriteStatus { source: Box<kube::Error> },
     #[error("failed to change the finalizer")]
@@ -33,6 +35,7 @@ impl Error {
             Self::DeleteObject { .. } => "DeleteObjectFailed",
             Self::GrowVolumes { .. } => "GrowVolumesFailed",
             Self::ReadSecret { .. } => "ReadSecretFailed",
+            Self::MakeCertificate { .. } => "MakeCertificateFailed",
             Self::WriteStatus { .. } => "WriteStatusFailed",
             Self::ChangeFinalizer { .. } => "ChangeFinalizerFailed",
             Self::ReplacePod { .. } => "ReplacePodFailed",

@@ -53,6 +53,17 @@ impl ClusterMember {
         self.role == "leader"
     }
 
+    /// Whether its Postgres does not start, whatever Patroni tries.
+    pub fn has_failed(&self) -> bool {
+        ["start failed", "restart failed", "stop failed", "crashed"].contains(&self.state.as_str())
+    }
+
+    /// Whether its Postgres is up, or being made. Neither this nor failed: it is tried once more.
+    pub fn is_up(&self) -> bool {
+        ["running", "streaming", "in archive recovery", "creating replica"]
+            .contains(&self.state.as_str())
+    }
+
     /// In bytes; `None` when it is not known.
     pub fn lag(&self) -> Option<i64> {
         self.lag.as_i64()
@@ -103,6 +114,13 @@ impl Patroni {
     ) -> Result<(), PatroniError> {
         let body = json!({"leader": leader, "candidate": candidate});
         let request = self.client.post(url(ip, "switchover")).timeout(ACT).json(&body);
+        answer(request.basic_auth(PATRONI_USER, Some(password))).await.map(drop)
+    }
+
+    /// Has this pod's copy of the data made anew from the leader's.
+    pub async fn reinitialize(&self, ip: &str, password: &str) -> Result<(), PatroniError> {
+        let body = json!({"force": true});
+        let request = self.client.post(url(ip, "reinitialize")).timeout(ACT).json(&body);
         answer(request.basic_auth(PATRONI_USER, Some(password))).await.map(drop)
     }
 

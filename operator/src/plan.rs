@@ -14,6 +14,7 @@ use similar::TextDiff;
 use crate::changes::{APPLIED, Change, changes, whole};
 use crate::components::meta::INSTANCE;
 use crate::components::{Kind, Manifest, Observed, desired};
+use crate::controller::today;
 use crate::crd::{self, SearchDeployment};
 use crate::validate::validate;
 
@@ -50,7 +51,7 @@ pub async fn run(file: &Path, namespace: Option<String>) -> Result<(), AnyError>
             observed.referenced.insert(name.to_owned(), secret.data.unwrap_or_default());
         }
     }
-    let wanted = desired(&deployment, &observed, &mut StdRng::from_os_rng());
+    let wanted = desired(&deployment, &observed, today(), &mut StdRng::from_os_rng())?;
     let changes = changes(&deployment, &wanted, &observed);
     for change in &changes {
         print!("{}", describe(change));

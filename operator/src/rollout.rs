@@ -1,6 +1,9 @@
-//! Carries out what only Patroni can be told: live settings, and the rolling update of Postgres.
+//! Carries out what only Patroni can be told: live settings, the rolling update of Postgres, and new
+//! copies of replicas that are beyond repair.
 
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use k8s_openapi::api::core::v1::Pod;
 use kube::api::{Api, DeleteParams, DynamicObject, Preconditions};
@@ -26,63 +29,124 @@ fn addresses(observed: &Observed) -> impl Iterator<Item = (String, String)> {
     })
 }
 
-/// What Patroni says, and the address of who said it. `None` while no pod has an address.
-///
-/// # Errors
-/// Why the last that was asked did not answer, when none did.
-pub async fn look(
-    patroni: &Patroni,
-    observed: &Observed,
-) -> Result<Option<(Cluster, String)>, PatroniError> {
-    let mut failure = None;
-    for (_, ip) in addresses(observed) {
-        match patroni.cluster(&ip).await {
-            Ok(cluster) => return Ok(Some((cluster, ip))),
-            Err(error) => failure = Some(error),
-        }
-    }
-    failure.map_or(Ok(None), Err)
+pub struct Rollout {
+    client: Client,
+    patroni: Patroni,
+    /// How long a replica may fail to start before it is copied anew.
+    rebuild_after: Duration,
+    /// By namespace and pod: since when it has failed.
+    failed: Mutex<HashMap<(String, String), Instant>>,
 }
 
-/// Makes one step towards the live settings and the template that are wanted. Whether all is done.
-///
-/// # Errors
-/// What Patroni or the API server refused.
-pub async fn step(
-    client: &Client,
-    patroni: &Patroni,
-    deployment: &Deployment,
-    observed: &Observed,
-    (cluster, ip): &(Cluster, String),
-) -> Result<bool, Error> {
-    let secret = observed.secret(&deployment.child_name(Component::Postgres), PATRONI_PASSWORD);
-    let password = secret.map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
-    let password = password.unwrap_or_default();
-    let refused = |source| Error::Patroni { source: Box::new(source) };
-    let live = patroni.config(ip).await.map_err(refused)?;
-    if let Some(patch) = settings_patch(&live, &dynamic_configuration(deployment)) {
-        patroni.patch_config(ip, &password, &patch).await.map_err(refused)?;
-        return Ok(false);
+/// What a step did.
+pub enum Step {
+    /// Nothing is left to do.
+    Done,
+    UnderWay,
+    /// This replica is copied anew.
+    Rebuild(String),
+}
+
+impl Rollout {
+    pub fn new(client: Client, patroni: Patroni, rebuild_after: Duration) -> Self {
+        Self { client, patroni, rebuild_after, failed: Mutex::default() }
     }
-    let address = |name: &str| {
-        let mut all = addresses(observed);
-        all.find(|(pod, _)| pod == name).map_or_else(|| ip.clone(), |(_, ip)| ip)
-    };
-    let members = members(deployment, observed, cluster);
-    let instances = usize::try_from(deployment.spec.postgres.instances()).unwrap_or_default();
-    match rollout_step(&members, instances) {
-        RolloutStep::Done => return Ok(true),
-        RolloutStep::Wait => {}
-        RolloutStep::Replace(name) => delete_pod(client, observed, &name).await?,
-        RolloutStep::Switchover { from, to } => {
-            let at = address(&from);
-            patroni.switchover(&at, &password, &from, &to).await.map_err(refused)?;
+
+    /// What Patroni says, and the address of who said it. `None` while no pod has an address.
+    ///
+    /// # Errors
+    /// Why the last that was asked did not answer, when none did.
+    pub async fn look(
+        &self,
+        observed: &Observed,
+    ) -> Result<Option<(Cluster, String)>, PatroniError> {
+        let mut failure = None;
+        for (_, ip) in addresses(observed) {
+            match self.patroni.cluster(&ip).await {
+                Ok(cluster) => return Ok(Some((cluster, ip))),
+                Err(error) => failure = Some(error),
+            }
         }
-        RolloutStep::Restart(name) => {
-            patroni.restart(&address(&name), &password).await.map_err(refused)?;
+        failure.map_or(Ok(None), Err)
+    }
+
+    /// Makes one step towards the live settings and the template that are wanted.
+    ///
+    /// # Errors
+    /// What Patroni or the API server refused.
+    pub async fn step(
+        &self,
+        deployment: &Deployment,
+        observed: &Observed,
+        (cluster, ip): &(Cluster, String),
+    ) -> Result<Step, Error> {
+        let patroni = &self.patroni;
+        let secret = observed.secret(&deployment.child_name(Component::Postgres), PATRONI_PASSWORD);
+        let password = secret.map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
+        let password = password.unwrap_or_default();
+        let refused = |source| Error::Patroni { source: Box::new(source) };
+        let live = patroni.config(ip).await.map_err(refused)?;
+        if let Some(patch) = settings_patch(&live, &dynamic_configuration(deployment)) {
+            patroni.patch_config(ip, &password, &patch).await.map_err(refused)?;
+            return Ok(Step::UnderWay);
+        }
+        let of = |name: &str| addresses(observed).find(|(pod, _)| pod == name).map(|(_, ip)| ip);
+        if let Some(name) = self.overdue(&deployment.namespace, cluster)
+            && let Some(own) = of(&name)
+        {
+            patroni.reinitialize(&own, &password).await.map_err(refused)?;
+            return Ok(Step::Rebuild(name));
+        }
+        let address = |name: &str| of(name).unwrap_or_else(|| ip.clone());
+        let members = members(deployment, observed, cluster);
+        let instances = usize::try_from(deployment.spec.postgres.instances()).unwrap_or_default();
+        match rollout_step(&members, instances) {
+            RolloutStep::Done => return Ok(Step::Done),
+            RolloutStep::Wait => {}
+            RolloutStep::Replace(name) => delete_pod(&self.client, observed, &name).await?,
+            RolloutStep::Switchover { from, to } => {
+                let at = address(&from);
+                patroni.switchover(&at, &password, &from, &to).await.map_err(refused)?;
+            }
+            RolloutStep::Restart(name) => {
+                patroni.restart(&address(&name), &password).await.map_err(refused)?;
+            }
+        }
+        Ok(Step::UnderWay)
+    }
+
+    fn overdue(&self, namespace: &str, cluster: &Cluster) -> Option<String> {
+        let mut failed = self.failed.lock().unwrap_or_else(PoisonError::into_inner);
+        overdue(&mut failed, namespace, cluster, self.rebuild_after, Instant::now())
+    }
+}
+
+/// The replica that has failed for so long that only a new copy helps. One at a time, only while there
+/// is a leader to copy from, and the same again only after as long.
+fn overdue(
+    failed: &mut HashMap<(String, String), Instant>,
+    namespace: &str,
+    cluster: &Cluster,
+    after: Duration,
+    now: Instant,
+) -> Option<String> {
+    for member in &cluster.members {
+        let key = (namespace.to_owned(), member.name.clone());
+        if member.has_failed() && !member.is_leader() {
+            failed.entry(key).or_insert(now);
+        } else if member.is_up() || member.is_leader() {
+            failed.remove(&key);
         }
     }
-    Ok(false)
+    if !cluster.members.iter().any(|member| member.is_leader() && member.state == "running") {
+        return None;
+    }
+    let since = |name: &str| failed.get(&(namespace.to_owned(), name.to_owned()));
+    let is_overdue =
+        |name: &str| since(name).is_some_and(|since| now.duration_since(*since) >= after);
+    let member = cluster.members.iter().find(|member| is_overdue(&member.name))?;
+    failed.insert((namespace.to_owned(), member.name.clone()), now);
+    Some(member.name.clone())
 }
 
 /// What makes the live settings those that are wanted; `None` when they are.
@@ -154,6 +218,32 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+
+    fn cluster(leader: &str, replica: &str) -> Cluster {
+        serde_json::from_value(json!({"members": [
+            {"name": "pg-0", "role": "leader", "state": leader},
+            {"name": "pg-1", "role": "replica", "state": replica},
+        ]}))
+        .unwrap()
+    }
+
+    #[test]
+    fn a_replica_that_goes_on_failing_is_copied_anew_while_there_is_a_leader() {
+        let (mut failed, begin) = (HashMap::new(), Instant::now());
+        let mut after = |seconds, leader, replica| {
+            let (patience, now) = (Duration::from_mins(5), begin + Duration::from_secs(seconds));
+            overdue(&mut failed, "shop", &cluster(leader, replica), patience, now)
+        };
+        assert_eq!(after(0, "running", "start failed"), None);
+        assert_eq!(after(100, "running", "streaming"), None, "it is well again");
+        assert_eq!(after(300, "running", "start failed"), None);
+        assert_eq!(after(400, "running", "starting"), None, "it tries again");
+        assert_eq!(after(600, "crashed", "start failed"), None, "nobody to copy from");
+        assert_eq!(after(601, "running", "start failed").as_deref(), Some("pg-1"));
+        assert_eq!(after(602, "running", "start failed"), None, "it has begun");
+        assert_eq!(after(902, "running", "start failed").as_deref(), Some("pg-1"));
+        assert_eq!(after(2_000, "start failed", "streaming"), None, "never the leader");
+    }
 
     #[test]
     fn settings_are_patched_only_where_they_differ_and_taken_away_with_null() {

@@ -15,11 +15,13 @@ use k8s_openapi::api::rbac::v1::{PolicyRule, Role, RoleBinding, RoleRef, Subject
 use kube::api::ObjectMeta;
 use serde_json::{Value, json};
 
+use super::certificates::{self, AUTHORITY, CERTIFICATE, KEY};
 use super::meta::Component;
 use super::pod::{
     self, Timing, config_volume, env, field_env, mount, read_only, scratch, secret_env,
+    secret_volume,
 };
-use super::server::{Connection, disruption_budget};
+use super::server::{Connection, authority_file, disruption_budget};
 use super::{Desired, Kind, Observed, service};
 use crate::crd::{Storage, Synchronous};
 use crate::validate::Deployment;
@@ -35,6 +37,7 @@ pub const PRIMARY: &str = "primary";
 const REPLICA: &str = "replica";
 const CONFIG: &str = "/etc/patroni";
 const DATA: &str = "/var/lib/postgresql/data";
+const TLS: &str = "/etc/postgres/tls";
 const DATABASE: &str = "sextant";
 
 /// Settings of Postgres that replication and failover depend on.
@@ -52,7 +55,7 @@ const OWN_PARAMETERS: [(&str, &str); 10] = [
 ];
 
 /// Settings that Patroni or the pod decides.
-const REFUSED: [&str; 12] = [
+const REFUSED: [&str; 16] = [
     "archive_command",
     "cluster_name",
     "config_file",
@@ -63,6 +66,10 @@ const REFUSED: [&str; 12] = [
     "port",
     "primary_conninfo",
     "restore_command",
+    "ssl",
+    "ssl_ca_file",
+    "ssl_cert_file",
+    "ssl_key_file",
     "synchronous_standby_names",
     "unix_socket_directories",
 ];
@@ -121,13 +128,18 @@ pub fn connection(deployment: &Deployment) -> Connection {
     let name = deployment.child_name(Component::Postgres);
     let url = |role: &str| {
         let host = deployment.host(&format!("{name}-{role}"));
-        format!("postgres://{DATABASE}@{host}:{PORT}/{DATABASE}?sslmode=prefer")
+        let authority = authority_file("postgres");
+        format!(
+            "postgres://{DATABASE}@{host}:{PORT}/{DATABASE}?sslmode=verify-full&sslrootcert={authority}"
+        )
     };
     let mut config = json!({"primary": url("rw")});
     if deployment.spec.postgres.instances() > 1 {
         config["replicas"] = json!([url("ro")]);
     }
-    Connection::new("postgres", config).with_secret("password_file", name, "password")
+    Connection::new("postgres", config)
+        .with_secret("password_file", name, "password")
+        .with_authority(certificates::secret(deployment))
 }
 
 fn service_account(deployment: &Deployment) -> ServiceAccount {
@@ -270,13 +282,19 @@ fn config_map(deployment: &Deployment) -> ConfigMap {
             "pgpass": "/tmp/pgpass",
             "remove_data_directory_on_rewind_failure": true,
             "remove_data_directory_on_diverged_timelines": true,
-            "parameters": {"unix_socket_directories": "/tmp"},
+            "use_unix_socket": true,
+            "parameters": {
+                "unix_socket_directories": "/tmp",
+                "ssl": "on",
+                "ssl_cert_file": format!("{TLS}/{CERTIFICATE}"),
+                "ssl_key_file": format!("{TLS}/{KEY}"),
+            },
             "pg_hba": [
                 "local all all trust",
-                "host replication replication 0.0.0.0/0 scram-sha-256",
-                "host replication replication ::/0 scram-sha-256",
-                "host all all 0.0.0.0/0 scram-sha-256",
-                "host all all ::/0 scram-sha-256",
+                "hostssl replication replication 0.0.0.0/0 scram-sha-256",
+                "hostssl replication replication ::/0 scram-sha-256",
+                "hostssl all all 0.0.0.0/0 scram-sha-256",
+                "hostssl all all ::/0 scram-sha-256",
             ],
         },
     });
@@ -310,7 +328,8 @@ fn stateful_set(deployment: &Deployment, observed: &Observed, config: &ConfigMap
     local["bootstrap"] = Value::Null;
     let local = local.to_string();
     let secrets = observed.secret_hash([name.as_str()]);
-    let hash = pod::hash([local.as_bytes(), secrets.as_bytes()]);
+    let certificate = certificates::hash(deployment, observed);
+    let hash = pod::hash([local.as_bytes(), secrets.as_bytes(), certificate.as_bytes()]);
     let probe = |path: &str, failures: i32| {
         Timing { period: 10, timeout: 5, failures }.http(path, "patroni")
     };
@@ -328,6 +347,11 @@ fn stateful_set(deployment: &Deployment, observed: &Observed, config: &ConfigMap
                 "PATRONI_POSTGRESQL_CONNECT_ADDRESS",
                 format!("$(PATRONI_KUBERNETES_POD_IP):{PORT}"),
             ),
+            // Members are reached by their addresses, which no certificate has.
+            env("PATRONI_SUPERUSER_SSLMODE", "verify-ca"),
+            env("PATRONI_SUPERUSER_SSLROOTCERT", format!("{TLS}/{AUTHORITY}")),
+            env("PATRONI_REPLICATION_SSLMODE", "verify-ca"),
+            env("PATRONI_REPLICATION_SSLROOTCERT", format!("{TLS}/{AUTHORITY}")),
             env("PATRONI_SUPERUSER_USERNAME", "postgres"),
             secret_env("PATRONI_SUPERUSER_PASSWORD", &name, "superuser"),
             env("PATRONI_REPLICATION_USERNAME", "replication"),
@@ -339,6 +363,7 @@ fn stateful_set(deployment: &Deployment, observed: &Observed, config: &ConfigMap
         resources: Some(spec.resources.or(&[("cpu", "250m"), ("memory", "512Mi")])),
         volume_mounts: Some(vec![
             read_only(mount("config", CONFIG)),
+            read_only(mount("tls", TLS)),
             mount("data", DATA),
             mount("tmp", "/tmp"),
         ]),
@@ -348,11 +373,17 @@ fn stateful_set(deployment: &Deployment, observed: &Observed, config: &ConfigMap
         startup_probe: Some(probe("/liveness", 30)),
         ..Container::default()
     };
+    let files = [AUTHORITY, CERTIFICATE, KEY].map(|file| (file, file));
     let image = deployment.spec.images.postgres().to_owned();
     let pod = PodSpec {
         service_account_name: Some(name.clone()),
         containers: vec![deployment.container("postgres", image, container)],
-        volumes: Some(vec![config_volume("config", &name), scratch("tmp", "256Mi")]),
+        volumes: Some(vec![
+            config_volume("config", &name),
+            // Postgres wants its key to be readable for nobody but root and its own group.
+            secret_volume("tls", &certificates::secret(deployment), &files),
+            scratch("tmp", "256Mi"),
+        ]),
         // Time for a last checkpoint.
         termination_grace_period_seconds: Some(90),
         ..PodSpec::default()

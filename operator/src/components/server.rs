@@ -13,6 +13,7 @@ use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use kube::ResourceExt;
 use serde_json::{Value, json};
 
+use super::certificates::AUTHORITY;
 use super::meta::Component;
 use super::pod::{self, Timing, config_volume, mount, read_only, scratch, secret_volume};
 use crate::crd::{Autoscaling, Resources, Scheduling, SecretKey};
@@ -33,6 +34,9 @@ pub struct Connection {
     pub section: &'static str,
     pub config: Value,
     pub secret: Option<Secret>,
+    /// Secret with the authority that signed the store's certificate. It is read for each connection:
+    /// another one needs no other pods.
+    pub authority: Option<String>,
     pub env: Vec<EnvVar>,
     /// Secrets that the variables are from.
     pub read: Vec<String>,
@@ -47,7 +51,7 @@ pub struct Secret {
 
 impl Connection {
     pub fn new(section: &'static str, config: Value) -> Self {
-        Self { section, config, secret: None, env: Vec::new(), read: Vec::new() }
+        Self { section, config, secret: None, authority: None, env: Vec::new(), read: Vec::new() }
     }
 
     pub fn with_secret(
@@ -57,6 +61,10 @@ impl Connection {
         entry: impl Into<String>,
     ) -> Self {
         Self { secret: Some(Secret { name: name.into(), entry: entry.into(), field }), ..self }
+    }
+
+    pub fn with_authority(self, secret: String) -> Self {
+        Self { authority: Some(secret), ..self }
     }
 
     /// As a user and with a password of somebody's Secret, where they are given.
@@ -70,7 +78,7 @@ impl Connection {
         }
     }
 
-    /// Names of all Secrets that it needs.
+    /// Names of all Secrets that are read only at the start.
     pub fn secrets(&self) -> impl Iterator<Item = &str> {
         let file = self.secret.iter().map(|secret| secret.name.as_str());
         file.chain(self.read.iter().map(String::as_str))
@@ -165,10 +173,17 @@ impl Servers<'_> {
             scratch("data", "1Gi"),
             scratch("tmp", "1Gi"),
         ];
-        for Connection { section, secret, .. } in &self.connections {
-            let Some(secret) = secret else { continue };
-            volumes.push(secret_volume(section, &secret.name, &[(&secret.entry, SECRET_FILE)]));
-            mounts.push(read_only(mount(section, &format!("{SECRETS}/{section}"))));
+        let mut add = |volume: &str, secret: &str, entry: &str, file: &str| {
+            volumes.push(secret_volume(volume, secret, &[(entry, file)]));
+            mounts.push(read_only(mount(volume, &format!("{SECRETS}/{volume}"))));
+        };
+        for Connection { section, secret, authority, .. } in &self.connections {
+            if let Some(secret) = secret {
+                add(section, &secret.name, &secret.entry, SECRET_FILE);
+            }
+            if let Some(authority) = authority {
+                add(&format!("{section}-ca"), authority, AUTHORITY, AUTHORITY);
+            }
         }
         let env = self.connections.iter().flat_map(|connection| connection.env.clone()).collect();
         let container = Container {
@@ -242,6 +257,11 @@ impl Servers<'_> {
 
 fn secret_file(section: &str) -> String {
     format!("{SECRETS}/{section}/{SECRET_FILE}")
+}
+
+/// Where servers find the authority of a connection.
+pub fn authority_file(section: &str) -> String {
+    format!("{SECRETS}/{section}-ca/{AUTHORITY}")
 }
 
 /// One pod at a time may be taken away by whoever drains nodes.

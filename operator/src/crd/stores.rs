@@ -117,9 +117,9 @@ pub enum Freshness {
     )
     .message("synchronous: required needs three instances: with two, the loss of one stops all writes"),
     validation = Rule::new(
-        "!has(self.external) || !(has(self.instances) || has(self.storage) || has(self.synchronous) || has(self.parameters))"
+        "!has(self.external) || !(has(self.instances) || has(self.storage) || has(self.synchronous) || has(self.parameters) || has(self.tlsSecret))"
     )
-    .message("instances, storage, synchronous and parameters are those of the managed Postgres: leave them out with external")
+    .message("instances, storage, synchronous, parameters and tlsSecret are those of the managed Postgres: leave them out with external")
 )]
 #[serde(rename_all = "camelCase")]
 pub struct PostgresSpec {
@@ -140,6 +140,13 @@ pub struct PostgresSpec {
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[schemars(extend("maxProperties" = 64))]
     pub parameters: BTreeMap<String, String>,
+    /// Secret of the managed Postgres's certificate, with the entries `ca.crt`, `tls.crt` and
+    /// `tls.key`, as cert-manager makes them, for the Services `NAME-postgres-rw` and
+    /// `NAME-postgres-ro`, as in `search-postgres-rw.default.svc`. Default: one that the operator makes
+    /// and renews.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 253))]
+    pub tls_secret: Option<String>,
     /// Of each instance. Default: requests of 250m CPU and 512Mi of memory.
     #[serde(default, skip_serializing_if = "is_default")]
     pub resources: Resources,

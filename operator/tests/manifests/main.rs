@@ -1,6 +1,7 @@
 //! What the examples of deploy/examples become, without a cluster.
 #![allow(clippy::unwrap_used, reason = "test code")]
 
+mod certificates;
 mod network;
 
 use std::collections::BTreeMap;
@@ -9,6 +10,7 @@ use std::process::Command;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
+use k8s_openapi::jiff::civil::date;
 use kube::ResourceExt;
 use rand::SeedableRng;
 use rand::rngs::StdRng;
@@ -37,7 +39,10 @@ pub fn examples() -> BTreeMap<String, Desired> {
         let deployment = validate(&object, VERSION).unwrap();
         let random = &mut StdRng::seed_from_u64(1);
         let name = path.file_stem().unwrap().to_str().unwrap().to_owned();
-        examples.insert(name, desired(&deployment, &Observed::default(), random));
+        examples.insert(
+            name,
+            desired(&deployment, &Observed::default(), date(2026, 1, 1), random).unwrap(),
+        );
     }
     assert!(examples.len() >= 5);
     examples
