@@ -15,7 +15,9 @@ use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{
 use kube::{CustomResource, CustomResourceExt, KubeSchema, Resource};
 use serde::{Deserialize, Serialize};
 
-pub use api::{ApiSpec, Autoscaling, EmbedderSpec, Exposure, Gpu, Placement, ServiceType};
+pub use api::{
+    ApiSpec, Autoscaling, EmbedderSpec, Exposure, Gpu, Placement, Precision, ServiceType,
+};
 pub use common::{
     ImagePullPolicy, Images, Quantity, Resources, Scheduling, SecretKey, Spread, Storage,
 };
@@ -82,6 +84,8 @@ pub const MAX_NAME: usize = 40;
         .message("objectStorage cannot be added or taken away: Milvus's data would stay behind"),
     validation = Rule::new(both(|spec| present(spec, "postgres.external")))
         .message("a managed Postgres cannot become an external one or the reverse: move the documents to a new SearchDeployment"),
+    validation = Rule::new(both(|spec| value(spec, "embedder.precision", "'fp32'")))
+        .message("the precision cannot change: vectors of one are not compared with those of another. Make a new SearchDeployment and import into it"),
     validation = Rule::new(both(|spec| value(spec, "milvus.mode", "'standalone'")))
         .message("the mode of Milvus cannot change: make a new SearchDeployment and reindex into it"),
     validation = Rule::new(both(|spec| value(spec, "milvus.messageQueue", "'woodpecker'")))

@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value as Json;
 
 use crate::adapters::embedder::device::Device;
+use crate::adapters::embedder::precision::Precision;
 use crate::cache::CacheLimits;
 use crate::domain::FieldError;
 use crate::domain::collection::Freshness;
@@ -108,6 +109,7 @@ pub struct EmbedderConfig {
     pub model_name: String,
     #[serde(with = "as_text")]
     pub device: Device,
+    pub precision: Precision,
     pub workers: usize,
     pub max_batch_tokens: usize,
     pub queue_texts: usize,
@@ -120,6 +122,7 @@ impl Default for EmbedderConfig {
             model_dir: None,
             model_name: "all-MiniLM-L6-v2".to_owned(),
             device: Device::Auto,
+            precision: Precision::Fp32,
             workers: 0,
             max_batch_tokens: 0,
             queue_texts: 4_096,
@@ -135,6 +138,7 @@ pub struct NextEmbedderConfig {
     pub kind: Option<EmbedderKind>,
     pub model_dir: Option<PathBuf>,
     pub model_name: String,
+    pub precision: Option<Precision>,
     pub endpoints: Vec<String>,
 }
 

@@ -11,6 +11,7 @@ use base64::engine::general_purpose::STANDARD;
 use futures::future::join_all;
 use serde::Deserialize;
 use sextant_server::adapters::embedder::device::Device;
+use sextant_server::adapters::embedder::precision::Precision;
 use sextant_server::adapters::embedder::torch::{LoadError, TorchEmbedder, TorchOptions};
 use sextant_server::metrics::Metrics;
 use sextant_server::ports::{Class, EmbedError, Embedder, Embedding, Urgency};
@@ -176,6 +177,26 @@ fn the_model_is_known_by_its_content() {
     assert_eq!((model.device.as_str(), model.version.hash.len()), ("cpu", 64));
     assert_eq!(model.version.date.len(), 10);
     assert!(load().0.model().version.is_compatible(&model.version));
+}
+
+#[tokio::test]
+async fn bf16_gives_other_vectors_of_the_same_meaning() {
+    let options = TorchOptions { precision: Precision::Bf16, ..options() };
+    let halved = match TorchEmbedder::load(&options, Arc::default()) {
+        Err(LoadError::NoBf16) => return println!("not run: this CPU has no bf16"),
+        loaded => loaded.unwrap(),
+    };
+    let (version, full) = (&halved.model().version, &SHARED.model().version);
+    assert_eq!(version.hash, format!("bf16-{}", full.hash));
+    assert!(!version.is_compatible(full));
+    for ReferenceText { text, .. } in reference() {
+        let (of_16, of_32) = (one(&halved, &text).await, one(&SHARED, &text).await);
+        let cosine = cosine(&of_16.vector, &of_32.vector);
+        assert!(cosine > 0.999, "{cosine}: {text:.40}");
+        let length: f32 = of_16.vector.iter().map(|number| number * number).sum();
+        assert!((length - 1.0).abs() < 1e-4, "{length}");
+        assert_ne!(of_16.vector, of_32.vector, "it was computed with 32 bits");
+    }
 }
 
 #[test]

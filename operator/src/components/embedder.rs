@@ -30,6 +30,7 @@ pub fn model_config(deployment: &Deployment) -> Value {
         "kind": "torch",
         "model_dir": spec.model_path(),
         "model_name": spec.model(),
+        "precision": spec.precision,
     });
     if spec.gpu.is_some() {
         // Without its GPU it must not come up: it would be slow in silence.

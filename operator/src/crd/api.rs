@@ -164,6 +164,10 @@ pub struct EmbedderSpec {
     /// Puts dedicated embedders on GPU nodes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub gpu: Option<Gpu>,
+    /// Numbers that the model computes with: fp32; bf16 needs a GPU, or CPUs with AVX512-BF16, without
+    /// which the servers do not start. It cannot change. Default: fp32.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub precision: Precision,
     /// Largest batch given to the model, in tokens with padding. Default: what suits the device.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 1_048_576))]
@@ -206,6 +210,14 @@ pub enum Placement {
     Inline,
     /// In a Deployment of its own that the API servers call.
     Dedicated,
+}
+
+#[derive(JsonSchema, Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Precision {
+    #[default]
+    Fp32,
+    Bf16,
 }
 
 /// GPUs of each embedder.

@@ -2,6 +2,7 @@
 
 pub mod device;
 pub mod hash;
+pub mod precision;
 pub mod remote;
 #[cfg(feature = "torch")]
 pub mod torch;

@@ -18,6 +18,7 @@ use tokio::sync::Semaphore;
 use tokio::time::timeout_at;
 
 use super::device::Device;
+use super::precision::Precision;
 use crate::domain::EmbeddingVersion;
 use crate::metrics::Metrics;
 use crate::ports::{EmbedError, Embedder, Embedding, ModelInfo, Urgency};
@@ -48,6 +49,7 @@ pub struct TorchOptions {
     /// What the model is called; its files do not say it.
     pub model_name: String,
     pub device: Device,
+    pub precision: Precision,
     /// Threads that each embed a batch at a time; 0 for one per CPU of the process's share. A GPU
     /// has one.
     pub workers: usize,
@@ -65,6 +67,7 @@ impl Default for TorchOptions {
             model_dir: PathBuf::new(),
             model_name: "all-MiniLM-L6-v2".to_owned(),
             device: Device::Auto,
+            precision: Precision::Fp32,
             workers: 0,
             max_batch_tokens: 0,
             queue_texts: 4096,
@@ -87,6 +90,8 @@ pub enum LoadError {
     Unsupported { path: PathBuf, reason: String },
     #[error("device cuda:{asked} is not there, libtorch sees {found}; use auto or cpu")]
     NoCuda { asked: usize, found: usize },
+    #[error("this CPU has no bf16 (AVX512-BF16): use the precision fp32, or a GPU")]
+    NoBf16,
     #[error("libtorch failed to load the model")]
     Torch(#[from] tch::TchError),
     #[error("the model failed to embed a first text: {0}")]
@@ -110,7 +115,8 @@ impl TorchEmbedder {
         let device = device(options.device)?;
         // Without this libtorch would start a team of threads here that then spins on every CPU.
         tch::set_num_threads(1);
-        let mut files = ModelFiles::read(&options.model_dir)?;
+        let kind = kind(options.precision, device)?;
+        let mut files = ModelFiles::read(&options.model_dir, kind)?;
         let tokenizer =
             TextTokenizer::from_bytes(&files.tokenizer_path, &files.tokenizer, files.max_tokens)?;
         if tokenizer.vocabulary() > files.shape.vocabulary as usize {
@@ -121,7 +127,11 @@ impl TorchEmbedder {
         let version = EmbeddingVersion {
             model: options.model_name.clone(),
             date: files.date,
-            hash: files.hash,
+            // Vectors of another precision are others.
+            hash: match options.precision {
+                Precision::Fp32 => files.hash,
+                Precision::Bf16 => format!("bf16-{}", files.hash),
+            },
             dimension: bert.dimension(),
         };
         let max_tokens = files.max_tokens;
@@ -259,6 +269,25 @@ fn device(asked: Device) -> Result<tch::Device, LoadError> {
         Device::Cuda(asked) if asked < found => Ok(tch::Device::Cuda(asked)),
         Device::Cuda(asked) => Err(LoadError::NoCuda { asked, found }),
     }
+}
+
+fn kind(precision: Precision, device: tch::Device) -> Result<tch::Kind, LoadError> {
+    match (precision, device) {
+        (Precision::Fp32, _) => Ok(tch::Kind::Float),
+        // It would be emulated, slower than fp32.
+        (Precision::Bf16, tch::Device::Cpu) if !cpu_has_bf16() => Err(LoadError::NoBf16),
+        (Precision::Bf16, _) => Ok(tch::Kind::BFloat16),
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+fn cpu_has_bf16() -> bool {
+    std::arch::is_x86_feature_detected!("avx512bf16")
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn cpu_has_bf16() -> bool {
+    false
 }
 
 /// Runs batches of each size, so that the first query finds libtorch's memory and kernels ready

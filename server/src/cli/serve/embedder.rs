@@ -28,6 +28,7 @@ pub async fn load_all(config: &Config, metrics: &Arc<Metrics>) -> Result<Embedde
     second.embedder.kind = kind;
     second.embedder.model_dir.clone_from(&next.model_dir);
     second.embedder.model_name.clone_from(&next.model_name);
+    second.embedder.precision = next.precision.unwrap_or(config.embedder.precision);
     second.remote.endpoints.clone_from(&next.endpoints);
     Ok(first.with_next(Some(load(&second, NEXT_SEED, metrics).await?)))
 }
@@ -66,6 +67,7 @@ async fn load_torch(config: &Config, metrics: Arc<Metrics>) -> Result<Arc<dyn Em
         )?,
         model_name: embedder.model_name.clone(),
         device: embedder.device,
+        precision: embedder.precision,
         workers: embedder.workers,
         max_batch_tokens: embedder.max_batch_tokens,
         queue_texts: embedder.queue_texts,

@@ -69,7 +69,8 @@ pub struct ModelFiles {
 }
 
 impl ModelFiles {
-    pub fn read(folder: &Path) -> Result<Self, LoadError> {
+    /// The weights are given out as numbers of this kind.
+    pub fn read(folder: &Path, kind: Kind) -> Result<Self, LoadError> {
         let config_path = folder.join(CONFIG);
         let config = read(&config_path)?;
         let shape: Shape = parse(&config_path, &config)?;
@@ -80,7 +81,7 @@ impl ModelFiles {
         let tokenizer = read(&tokenizer_path)?;
         let mut hasher = blake3::Hasher::new();
         let weights_path = folder.join(WEIGHTS);
-        let weights = Weights::read(&weights_path, &mut hasher)?;
+        let weights = Weights::read(&weights_path, &mut hasher, kind)?;
         hasher.update(&tokenizer).update(&config);
         let date = newest_date(&[&config_path, &tokenizer_path, &weights_path])?;
         let hash = hasher.finalize().to_hex().to_string();
@@ -177,6 +178,8 @@ fn parse<T: serde::de::DeserializeOwned>(path: &Path, bytes: &[u8]) -> Result<T,
 pub struct Weights {
     path: PathBuf,
     tensors: HashMap<String, Tensor>,
+    /// What they are given out as.
+    kind: Kind,
 }
 
 #[derive(Deserialize)]
@@ -187,7 +190,7 @@ struct Entry {
 }
 
 impl Weights {
-    fn read(path: &Path, hasher: &mut blake3::Hasher) -> Result<Self, LoadError> {
+    fn read(path: &Path, hasher: &mut blake3::Hasher, kind: Kind) -> Result<Self, LoadError> {
         let failed = |source| LoadError::Read { path: path.to_owned(), source };
         let invalid = |reason: String| LoadError::Parse { path: path.to_owned(), reason };
         let file = File::open(path).map_err(failed)?;
@@ -217,26 +220,26 @@ impl Weights {
         let mut offset = 0;
         for (name, entry) in entries {
             let (start, end) = entry.data_offsets;
-            let kind = kind(&entry.dtype)
+            let stored = kind_of(&entry.dtype)
                 .ok_or_else(|| invalid(format!("tensor {name} is of type {}", entry.dtype)))?;
             let numbers: Option<u64> = entry
                 .shape
                 .iter()
                 .try_fold(1_u64, |product, &size| product.checked_mul(u64::try_from(size).ok()?));
-            let bytes = numbers.and_then(|n| n.checked_mul(kind.elt_size_in_bytes() as u64));
+            let bytes = numbers.and_then(|n| n.checked_mul(stored.elt_size_in_bytes() as u64));
             // The format has neither gaps nor overlaps.
             if start != offset || end.checked_sub(start) != bytes || end > file_bytes {
                 return Err(invalid(format!("tensor {name} does not lie where it should")));
             }
             offset = end;
             let data = take(end - start)?;
-            let tensor = Tensor::f_from_data_size(&data, &entry.shape, kind)?;
+            let tensor = Tensor::f_from_data_size(&data, &entry.shape, stored)?;
             tensors.insert(name, tensor);
         }
-        Ok(Self { path: path.to_owned(), tensors })
+        Ok(Self { path: path.to_owned(), tensors, kind })
     }
 
-    /// Takes a tensor out, as 32-bit floats of this shape.
+    /// Takes a tensor of this shape out.
     pub fn take(&mut self, name: &str, shape: &[i64]) -> Result<Tensor, LoadError> {
         let unsupported =
             |reason: String| LoadError::Unsupported { path: self.path.clone(), reason };
@@ -250,11 +253,11 @@ impl Weights {
             let reason = format!("tensor {name} is {:?} instead of {shape:?}", tensor.size());
             return Err(unsupported(reason));
         }
-        Ok(tensor.f_to_kind(Kind::Float)?)
+        Ok(tensor.f_to_kind(self.kind)?)
     }
 }
 
-fn kind(dtype: &str) -> Option<Kind> {
+fn kind_of(dtype: &str) -> Option<Kind> {
     Some(match dtype {
         "F64" => Kind::Double,
         "F32" => Kind::Float,

@@ -1,0 +1,12 @@
+//! The numbers that the model computes with. Known without libtorch too, as the device is.
+
+use serde::{Deserialize, Serialize};
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Precision {
+    #[default]
+    Fp32,
+    /// Of 16 bits, with the range of fp32 and 8 bits of fraction.
+    Bf16,
+}
