@@ -157,6 +157,7 @@ pub async fn run(
     }
     let all: Vec<_> =
         deployments.state().iter().map(|object| ObjectRef::from_obj(&**object)).collect();
+    let arrivals = context.caches.arrivals();
     context.metrics.is_leader.set(1);
     let wait = |context: &Arc<Context>| {
         let context = Arc::clone(context);
@@ -169,6 +170,7 @@ pub async fn run(
         .with_config(kube::runtime::controller::Config::default().concurrency(CONCURRENCY))
         .reconcile_on(touched)
         .reconcile_on(stream::iter(all).chain(stream::pending()))
+        .reconcile_all_on(arrivals)
         .graceful_shutdown_on(async move {
             let _ = stop.wait_for(|stop| *stop).await;
         })

@@ -2,15 +2,17 @@
 //! Postgres, and which Secrets there are.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
-use futures::{Stream, StreamExt, stream};
+use futures::{Stream, StreamExt, TryStreamExt, stream};
 use k8s_openapi::api::core::v1::Secret;
-use kube::api::{Api, ApiResource, DynamicObject, PartialObjectMeta};
+use kube::api::{Api, ApiResource, DynamicObject, ListParams, PartialObjectMeta};
 use kube::core::DeserializeGuard;
 use kube::runtime::WatchStreamExt;
 use kube::runtime::reflector::{self, ObjectRef, Store};
 use kube::runtime::watcher::{self, Event, watcher};
 use kube::{Client, Resource, ResourceExt};
+use tokio::sync::watch;
 
 use crate::components::meta::{COMPONENT, INSTANCE, MANAGED_BY, MANAGER, NAME};
 use crate::components::{Kind, Observed};
@@ -18,6 +20,9 @@ use crate::crd::SearchDeployment;
 use crate::report::Report;
 
 type Touched = stream::BoxStream<'static, ObjectRef<SearchDeployment>>;
+
+/// How often a kind is asked for whose CRD is missing.
+const CRD_POLL: Duration = Duration::from_secs(10);
 
 /// Where the operator looks.
 #[derive(Clone, Debug, Default)]
@@ -45,9 +50,26 @@ impl Scope {
     }
 }
 
+/// Objects of a kind, and whether they have been read once.
+struct Followed {
+    store: Store<DynamicObject>,
+    is_filled: watch::Receiver<bool>,
+}
+
+impl Followed {
+    fn is_filled(&self) -> bool {
+        *self.is_filled.borrow()
+    }
+
+    /// Fails only when the other end is gone, and with it all that waits.
+    async fn filled(&self) {
+        let _ = self.is_filled.clone().wait_for(|is_filled| *is_filled).await;
+    }
+}
+
 pub struct Caches {
-    objects: BTreeMap<Kind, Store<DynamicObject>>,
-    postgres_pods: Store<DynamicObject>,
+    objects: BTreeMap<Kind, Followed>,
+    postgres_pods: Followed,
     secrets: Store<PartialObjectMeta<Secret>>,
 }
 
@@ -64,8 +86,13 @@ impl Caches {
         let managed = format!("{MANAGED_BY}={MANAGER}");
         for kind in Kind::ALL {
             let resource = kind.resource();
-            let (store, stream) = follow(scope.dynamic(client, &resource), resource, &managed);
-            objects.insert(kind, store);
+            let api = scope.dynamic(client, &resource);
+            let (followed, mut stream) = follow(api.clone(), resource, &managed);
+            if kind.is_optional() {
+                stream =
+                    stream::once(served(api)).filter_map(std::future::ready).chain(stream).boxed();
+            }
+            objects.insert(kind, followed);
             streams.push(stream);
         }
         let pods = ApiResource::erase::<k8s_openapi::api::core::v1::Pod>(&());
@@ -91,14 +118,21 @@ impl Caches {
 
     /// Waits until everything was read once. A kind whose CRD is missing is not waited for.
     pub async fn ready(&self) {
-        for (kind, store) in &self.objects {
-            if !kind.is_optional() {
-                // Fails only when the other end is gone, and with it all that waits.
-                let _ = store.wait_until_ready().await;
-            }
+        for (_, followed) in self.objects.iter().filter(|(kind, _)| !kind.is_optional()) {
+            followed.filled().await;
         }
-        let _ = self.postgres_pods.wait_until_ready().await;
+        self.postgres_pods.filled().await;
         let _ = self.secrets.wait_until_ready().await;
+    }
+
+    /// Whenever a kind has come whose CRD was missing.
+    pub fn arrivals(&self) -> impl Stream<Item = ()> + use<> {
+        let missing = self.objects.values().filter(|followed| !followed.is_filled());
+        missing
+            .map(|followed| followed.is_filled.clone())
+            .map(|mut is_filled| async move { is_filled.wait_for(|is_filled| *is_filled).await.is_ok() })
+            .collect::<stream::FuturesUnordered<_>>()
+            .filter_map(|arrived| std::future::ready(arrived.then_some(())))
     }
 
     pub fn observed(&self, namespace: &str, name: &str) -> Observed {
@@ -107,16 +141,16 @@ impl Caches {
                 && object.labels().get(INSTANCE).is_some_and(|instance| instance == name)
         };
         let mut observed = Observed::default();
-        for (kind, store) in &self.objects {
-            if kind.is_optional() && !is_ready(store) {
+        for (kind, followed) in &self.objects {
+            if kind.is_optional() && !followed.is_filled() {
                 observed.missing.push(*kind);
                 continue;
             }
-            for object in store.state_filter(belongs) {
+            for object in followed.store.state_filter(belongs) {
                 observed.objects.insert((*kind, object.name_any()), object);
             }
         }
-        observed.postgres_pods = self.postgres_pods.state_filter(belongs);
+        observed.postgres_pods = self.postgres_pods.store.state_filter(belongs);
         observed.postgres_pods.sort_by_key(|pod| pod.name_any());
         observed
     }
@@ -128,31 +162,41 @@ impl Caches {
     }
 }
 
-/// Whether a store has been filled.
-fn is_ready(store: &Store<DynamicObject>) -> bool {
-    use futures::FutureExt;
-    store.wait_until_ready().now_or_never().is_some()
+/// Ends when the kind's CRD is there. A watch would ask for it every second.
+async fn served<T>(api: Api<DynamicObject>) -> Option<T> {
+    let one = ListParams::default().limit(1);
+    loop {
+        match api.list(&one).await {
+            Err(kube::Error::Api(status)) if status.code == 404 => {
+                tokio::time::sleep(CRD_POLL).await;
+            }
+            // Whatever else is wrong is the watch's to tell.
+            _ => return None,
+        }
+    }
 }
 
-fn follow(
-    api: Api<DynamicObject>,
-    resource: ApiResource,
-    labels: &str,
-) -> (Store<DynamicObject>, Touched) {
+fn follow(api: Api<DynamicObject>, resource: ApiResource, labels: &str) -> (Followed, Touched) {
     let writer = reflector::store::Writer::new(resource);
     let store = writer.as_reader();
+    let (filled, is_filled) = watch::channel(false);
     let config = watcher::Config::default().labels(labels);
     let stream = watcher(api, config)
         .modify(|object: &mut DynamicObject| object.managed_fields_mut().clear())
         .default_backoff()
         .reflect(writer)
+        .inspect_ok(move |event| {
+            if matches!(event, Event::InitDone) {
+                filled.send_replace(true);
+            }
+        })
         .touched_objects()
         .filter_map(|touched| async move {
             match touched {
                 Ok(object) => owner(&object),
                 // Its CRD is not installed, which may change.
                 Err(watcher::Error::InitialListFailed(kube::Error::Api(status)))
-                    if status.is_not_found() =>
+                    if status.code == 404 =>
                 {
                     None
                 }
@@ -163,7 +207,7 @@ fn follow(
             }
         })
         .boxed();
-    (store, stream)
+    (Followed { store, is_filled }, stream)
 }
 
 /// What can be read of what happened. A SearchDeployment that is older than a rule of the CRD and

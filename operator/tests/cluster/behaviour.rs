@@ -9,7 +9,7 @@ use serde_json::json;
 use sextant_operator::components::Kind;
 use sextant_operator::crd::{Health, Phase, SearchDeploymentSpec};
 
-use crate::support::TestCluster;
+use crate::support::{TestCluster, in_phase};
 
 const EMPTY_SPEC: [&str; 19] = [
     "ConfigMap/gym-api",
@@ -47,19 +47,12 @@ async fn an_empty_spec_is_a_small_stack_that_becomes_ready() {
     assert_eq!(status.health, Some(Health::Green));
     assert_eq!(status.api.unwrap().summary, "2/2");
     assert_eq!(ready.spec, SearchDeploymentSpec::default(), "no default is written into the spec");
-    let events: kube::Api<k8s_openapi::api::core::v1::Event> =
-        kube::Api::namespaced(cluster.client.clone(), &cluster.namespace);
-    let told = || async {
-        let of_this = ListParams::default().fields("involvedObject.kind=SearchDeployment");
-        let events = events.list(&of_this).await.unwrap();
-        events.into_iter().filter_map(|event| event.reason).collect::<Vec<_>>()
-    };
     sextant_stack::until("the event of being ready", || async {
-        told().await.contains(&"Ready".to_owned())
+        cluster.events().await.contains(&"Ready".to_owned())
     })
     .await
     .unwrap();
-    let told = told().await;
+    let told = cluster.events().await;
     assert!(told.len() < 10, "an event for each change, not for each loop: {told:?}");
     assert_eq!(
         operator.metric("sextant_operator_reconcile_failures_total").await,
@@ -71,10 +64,7 @@ async fn an_empty_spec_is_a_small_stack_that_becomes_ready() {
 
 #[tokio::test]
 async fn nothing_is_written_when_nothing_is_to_be_changed() {
-    let cluster = TestCluster::start().await;
-    let operator = cluster.operator().await;
-    cluster.apply("gym", json!({})).await.unwrap();
-    cluster.ready("gym").await;
+    let (cluster, operator) = TestCluster::with_small_stack().await;
     // The status of the last pods may still be under way.
     let reconciles = || operator.metric("sextant_operator_reconciles_total");
     let calls = || operator.metric("sextant_operator_api_calls_total");
@@ -89,29 +79,21 @@ async fn nothing_is_written_when_nothing_is_to_be_changed() {
     }
     let (before, calls_before) = (cluster.versions().await, calls().await);
     let deployment = cluster.deployments().get("gym").await.unwrap();
-    for number in 1..=50 {
-        let patch = json!({"metadata": {"annotations": {"test": number.to_string()}}});
-        let patch = Patch::Merge(&patch);
-        cluster.deployments().patch("gym", &PatchParams::default(), &patch).await.unwrap();
-        let target = settled + number;
-        sextant_stack::until("a reconciliation", || async { reconciles().await >= target })
-            .await
-            .unwrap();
+    for _ in 0..50 {
+        operator.reconciles_once_more(&cluster, "gym").await;
     }
     assert_eq!(cluster.versions().await, before);
     let after = cluster.deployments().get("gym").await.unwrap();
     assert_eq!(after.status, deployment.status);
     // Renewals of the lease: a read and a write every two seconds.
     let others = calls().await - calls_before;
+    println!("50 reconciliations: {others} API calls, those for the lease included");
     assert!(others < 50, "{others} calls in 50 reconciliations");
 }
 
 #[tokio::test]
 async fn what_somebody_changes_or_deletes_is_put_right() {
-    let cluster = TestCluster::start().await;
-    let _operator = cluster.operator().await;
-    cluster.apply("gym", json!({})).await.unwrap();
-    cluster.ready("gym").await;
+    let (cluster, _operator) = TestCluster::with_small_stack().await;
     let deployments = cluster.api(Kind::Deployment);
     for manager in ["kubectl-edit", "other-controller"] {
         let edit = json!({"apiVersion": "apps/v1", "kind": "Deployment", "spec": {"replicas": 5}});
@@ -136,10 +118,7 @@ async fn what_somebody_changes_or_deletes_is_put_right() {
 
 #[tokio::test]
 async fn a_component_that_is_no_longer_wanted_goes_and_comes_back() {
-    let cluster = TestCluster::start().await;
-    let _operator = cluster.operator().await;
-    cluster.apply("gym", json!({})).await.unwrap();
-    cluster.ready("gym").await;
+    let (cluster, _operator) = TestCluster::with_small_stack().await;
     let before = cluster.names().await;
     let dedicated = json!({"embedder": {"placement": "dedicated"}, "cache": {"enabled": false}});
     cluster.apply("gym", dedicated).await.unwrap();
@@ -157,16 +136,11 @@ async fn a_component_that_is_no_longer_wanted_goes_and_comes_back() {
 
 #[tokio::test]
 async fn a_paused_one_is_left_alone_and_says_what_waits() {
-    let cluster = TestCluster::start().await;
-    let _operator = cluster.operator().await;
-    cluster.apply("gym", json!({})).await.unwrap();
-    cluster.ready("gym").await;
+    let (cluster, _operator) = TestCluster::with_small_stack().await;
     let before = cluster.versions().await;
     cluster.apply("gym", json!({"paused": true, "api": {"replicas": 3}})).await.unwrap();
-    let paused = cluster.until("gym", "paused", |object| {
-        object.status.as_ref().is_some_and(|status| status.phase == Some(Phase::Paused))
-    });
-    let status = paused.await.status.unwrap();
+    let paused = cluster.until("gym", "paused", in_phase(Phase::Paused)).await;
+    let status = paused.status.unwrap();
     assert_eq!(status.pending_changes, ["update Deployment/gym-api"]);
     assert_eq!(cluster.versions().await, before);
     cluster.apply("gym", json!({"api": {"replicas": 3}})).await.unwrap();
@@ -175,24 +149,16 @@ async fn a_paused_one_is_left_alone_and_says_what_waits() {
 
 #[tokio::test]
 async fn hibernation_takes_the_pods_and_leaves_the_volumes() {
-    let cluster = TestCluster::start().await;
-    let _operator = cluster.operator().await;
-    cluster.apply("gym", json!({})).await.unwrap();
-    cluster.ready("gym").await;
+    let (cluster, _operator) = TestCluster::with_small_stack().await;
     cluster.apply("gym", json!({"hibernate": true})).await.unwrap();
-    let hibernated = |object: &sextant_operator::crd::SearchDeployment| {
-        object.status.as_ref().is_some_and(|status| status.phase == Some(Phase::Hibernated))
-    };
-    cluster.until("gym", "hibernated", hibernated).await;
-    let pods: kube::Api<k8s_openapi::api::core::v1::Pod> =
-        kube::Api::namespaced(cluster.client.clone(), &cluster.namespace);
+    cluster.until("gym", "hibernated", in_phase(Phase::Hibernated)).await;
+    let pods = cluster.pods();
     sextant_stack::until("no pods", || async {
         pods.list(&ListParams::default()).await.unwrap().items.is_empty()
     })
     .await
     .unwrap();
-    let claims: kube::Api<k8s_openapi::api::core::v1::PersistentVolumeClaim> =
-        kube::Api::namespaced(cluster.client.clone(), &cluster.namespace);
+    let claims = cluster.claims();
     assert_eq!(claims.list(&ListParams::default()).await.unwrap().items.len(), 3);
     cluster.apply("gym", json!({})).await.unwrap();
     cluster.ready("gym").await;
@@ -214,9 +180,7 @@ async fn a_deleted_one_leaves_volumes_and_passwords_only_if_the_policy_says_so()
         sextant_stack::until("all objects gone", || async { cluster.names().await.len() == left })
             .await
             .unwrap_or_else(|error| panic!("{policy}: {error}"));
-        let claims: kube::Api<k8s_openapi::api::core::v1::PersistentVolumeClaim> =
-            kube::Api::namespaced(cluster.client.clone(), &cluster.namespace);
-        let kept = claims.list(&ListParams::default()).await.unwrap();
+        let kept = cluster.claims().list(&ListParams::default()).await.unwrap();
         let kept = kept.iter().filter(|claim| claim.metadata.deletion_timestamp.is_none());
         assert_eq!(kept.count(), if policy == "Retain" { 3 } else { 0 }, "{policy}");
     }
@@ -224,10 +188,7 @@ async fn a_deleted_one_leaves_volumes_and_passwords_only_if_the_policy_says_so()
 
 #[tokio::test]
 async fn another_operator_takes_over_and_the_first_does_not_come_back() {
-    let cluster = TestCluster::start().await;
-    let mut first = cluster.operator().await;
-    cluster.apply("gym", json!({})).await.unwrap();
-    cluster.ready("gym").await;
+    let (cluster, mut first) = TestCluster::with_small_stack().await;
     let before = cluster.versions().await;
     let second = cluster.operator().await;
     assert_eq!(second.metric("sextant_operator_is_leader").await, 0);
@@ -250,10 +211,7 @@ async fn another_operator_takes_over_and_the_first_does_not_come_back() {
 
 #[tokio::test]
 async fn who_changes_an_object_again_and_again_is_reported_and_then_left_alone() {
-    let cluster = TestCluster::start().await;
-    let operator = cluster.operator().await;
-    cluster.apply("gym", json!({})).await.unwrap();
-    cluster.ready("gym").await;
+    let (cluster, operator) = TestCluster::with_small_stack().await;
     let services = cluster.api(Kind::Service);
     let other = PatchParams { field_manager: Some("other".to_owned()), ..PatchParams::default() };
     let edit = json!({"spec": {"selector": {"app.kubernetes.io/component": "elsewhere"}}});
@@ -347,8 +305,7 @@ async fn larger_volumes_reach_the_claims_and_the_statefulset() {
     let spec = |size: &str| json!({"postgres": {"storage": {"size": size, "storageClass": class}}});
     cluster.apply("gym", spec("1Gi")).await.unwrap();
     cluster.ready("gym").await;
-    let claims: kube::Api<k8s_openapi::api::core::v1::PersistentVolumeClaim> =
-        kube::Api::namespaced(cluster.client.clone(), &cluster.namespace);
+    let claims = cluster.claims();
     // Kubernetes lets only bound claims grow.
     sextant_stack::until("bound claims", || async {
         let bound = |name| claims.get(name).map_ok(|claim| claim.status.unwrap().phase);

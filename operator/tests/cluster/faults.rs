@@ -213,10 +213,7 @@ async fn an_api_server_that_comes_back_finds_an_operator_that_goes_on() {
 
 #[tokio::test]
 async fn a_leader_that_was_frozen_writes_nothing_when_it_wakes_after_its_time() {
-    let cluster = TestCluster::start().await;
-    let mut first = cluster.operator().await;
-    cluster.apply("gym", json!({})).await.unwrap();
-    cluster.ready("gym").await;
+    let (cluster, mut first) = TestCluster::with_small_stack().await;
     let second = cluster.operator().await;
     first.process.freeze().await.unwrap();
     let leads = || async { second.metric("sextant_operator_is_leader").await == 1 };

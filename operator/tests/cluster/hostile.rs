@@ -6,7 +6,7 @@ use rand::{Rng, SeedableRng};
 use serde_json::{Value, json};
 use sextant_operator::crd::Phase;
 
-use crate::support::TestCluster;
+use crate::support::{TestCluster, in_phase};
 
 const SPECS: usize = 200;
 
@@ -61,74 +61,82 @@ fn fields() -> Vec<(&'static str, Vec<Value>)> {
         json!({"a": 1}),
         json!([]),
     ];
-    let mut fields = Vec::new();
-    for field in [
-        "version",
-        "images.server",
-        "images.redis",
-        "api.keysSecret",
-        "api.expose.host",
-        "api.serviceType",
-        "api.scheduling.priorityClass",
-        "embedder.model",
-        "embedder.modelPath",
-        "embedder.placement",
-        "cache.external.url",
-        "cache.eviction",
-        "cache.freshness",
-        "postgres.synchronous",
-        "postgres.storage.storageClass",
-        "postgres.parameters.work_mem",
-        "postgres.parameters.shared_preload_libraries",
-        "milvus.mode",
-        "milvus.version",
-        "milvus.kafkaBrokers",
-        "milvus.messageQueue",
-        "objectStorage.endpoint",
-        "monitoring.interval",
-        "deletionPolicy",
-        "unknown.field",
-    ] {
-        fields.push((field, text.clone()));
-    }
-    for field in [
-        "api.replicas",
-        "api.autoscaling.maxReplicas",
-        "api.autoscaling.minReplicas",
-        "embedder.replicas",
-        "embedder.gpu.count",
-        "embedder.maxBatchTokens",
-        "cache.ttlSeconds",
-        "postgres.instances",
-        "milvus.etcd.replicas",
-        "milvus.roles.queryNode.replicas",
-        "paused",
-    ] {
-        fields.push((field, number.clone()));
-    }
-    for field in [
-        "cache.memory",
-        "cache.nearMemory",
-        "postgres.storage.size",
-        "milvus.storage.size",
-        "api.resources.requests.cpu",
-        "api.resources.limits.memory",
-        "api.resources.limits.example.com/thing",
-        "postgres.resources.requests.memory",
-    ] {
-        fields.push((field, amount.clone()));
-    }
-    for field in [
-        "api.scheduling.nodeSelector",
-        "api.expose.annotations",
-        "monitoring.labels",
-        "networkPolicy.allowedNamespaces",
-        "postgres.parameters",
-        "api",
-    ] {
-        fields.push((field, map.clone()));
-    }
-    fields
+    let of = |names: &[&'static str], values: &[Value]| {
+        names.iter().map(|name| (*name, values.to_vec())).collect::<Vec<_>>()
+    };
+    let fields = [
+        of(
+            &[
+                "version",
+                "images.server",
+                "images.redis",
+                "api.keysSecret",
+                "api.expose.host",
+                "api.serviceType",
+                "api.scheduling.priorityClass",
+                "embedder.model",
+                "embedder.modelPath",
+                "embedder.placement",
+                "cache.external.url",
+                "cache.eviction",
+                "cache.freshness",
+                "postgres.synchronous",
+                "postgres.storage.storageClass",
+                "postgres.parameters.work_mem",
+                "postgres.parameters.shared_preload_libraries",
+                "milvus.mode",
+                "milvus.version",
+                "milvus.kafkaBrokers",
+                "milvus.messageQueue",
+                "objectStorage.endpoint",
+                "monitoring.interval",
+                "deletionPolicy",
+                "unknown.field",
+            ],
+            &text,
+        ),
+        of(
+            &[
+                "api.replicas",
+                "api.autoscaling.maxReplicas",
+                "api.autoscaling.minReplicas",
+                "embedder.replicas",
+                "embedder.gpu.count",
+                "embedder.maxBatchTokens",
+                "cache.ttlSeconds",
+                "postgres.instances",
+                "milvus.etcd.replicas",
+                "milvus.roles.queryNode.replicas",
+                "paused",
+            ],
+            &number,
+        ),
+        of(
+            &[
+                "cache.memory",
+                "cache.nearMemory",
+                "postgres.storage.size",
+                "milvus.storage.size",
+                "api.resources.requests.cpu",
+                "api.resources.limits.memory",
+                "api.resources.limits.example.com/thing",
+                "postgres.resources.requests.memory",
+            ],
+            &amount,
+        ),
+        of(
+            &[
+                "api.scheduling.nodeSelector",
+                "api.expose.annotations",
+                "monitoring.labels",
+                "networkPolicy.allowedNamespaces",
+                "postgres.parameters",
+                "api",
+            ],
+            &map,
+        ),
+    ];
+    fields.concat()
 }
 
 fn set(spec: &mut Value, path: &str, value: Value) {
@@ -187,8 +195,5 @@ async fn each_of_200_odd_specs_is_refused_with_a_reason_or_reconciled() {
     println!("{} accepted, of which {told} were told what is wrong", accepted.len());
     // All of these have not stopped the next.
     cluster.apply("good", json!({"hibernate": true})).await.unwrap();
-    let hibernated = |object: &sextant_operator::crd::SearchDeployment| {
-        object.status.as_ref().is_some_and(|status| status.phase == Some(Phase::Hibernated))
-    };
-    cluster.until("good", "hibernated", hibernated).await;
+    cluster.until("good", "hibernated", in_phase(Phase::Hibernated)).await;
 }

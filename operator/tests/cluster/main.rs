@@ -4,7 +4,9 @@
 #![allow(clippy::unwrap_used, reason = "a failure here is a failed test")]
 
 mod behaviour;
+mod changes;
 mod chart;
+mod crds;
 mod faults;
 mod hostile;
 mod plan;

@@ -14,13 +14,15 @@ use kube::Api;
 use serde_json::{Value, json};
 use sextant_operator::components::postgres::PATRONI_PORT;
 
-use crate::support::TestCluster;
+use crate::support::{Operator, TestCluster};
 
 const PODS: [&str; 2] = ["gym-postgres-0", "gym-postgres-1"];
 
 struct Patroni {
     leader: usize,
     timeline: i64,
+    /// State of the other.
+    replica: &'static str,
     config: Value,
     /// `user:password` of those who change something.
     credentials: String,
@@ -58,7 +60,7 @@ async fn cluster(State(patroni): State<Shared>) -> Json<Value> {
         json!({
             "name": PODS[number],
             "role": if is_leader { "leader" } else { "sync_standby" },
-            "state": if is_leader { "running" } else { "streaming" },
+            "state": if is_leader { "running" } else { patroni.replica },
             "timeline": patroni.timeline,
             "lag": if is_leader { Value::Null } else { 5_000.into() },
         })
@@ -119,38 +121,49 @@ async fn switchover(State(patroni): State<Shared>, request: Request) -> Response
 }
 
 /// Serves on the addresses that the pods are given.
-async fn serve(patroni: &Shared, address: [u8; 3]) {
+async fn serve(patroni: &Shared, network: [u8; 3]) {
     let router = Router::new()
         .route("/cluster", get(cluster))
         .route("/config", get(config).patch(patch_config))
         .route("/switchover", post(switchover))
         .with_state(Arc::clone(patroni));
-    for number in 1..=2 {
-        let ip = format!("127.{}.{}.{number}", address[1], address[2]);
+    let [a, b, c] = network;
+    for (pod, number) in PODS.into_iter().zip(1..) {
+        let ip = format!("{a}.{b}.{c}.{number}");
+        patroni.lock().unwrap().cluster.give_address(pod, &ip);
         let listener = tokio::net::TcpListener::bind((ip, PATRONI_PORT)).await.unwrap();
-        let router = router.clone();
+        let shared = Arc::clone(patroni);
+        let own = post(move |request| reinitialize(shared, number, request));
+        let router = router.clone().route("/reinitialize", own);
         tokio::spawn(async move { axum::serve(listener, router).await.unwrap() });
     }
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn postgres_is_changed_by_patroni_and_replaced_replica_first() {
-    let cluster = Arc::new(TestCluster::start().await);
-    // Of this test alone: Patroni's port is the same for all.
-    let address = [127, 17, 42];
-    for (number, pod) in PODS.into_iter().enumerate() {
-        cluster.give_address(pod, &format!("127.17.42.{}", number + 1));
+async fn reinitialize(patroni: Shared, number: u8, request: Request) -> Response {
+    if let Err(refusal) = trusted(&patroni, request).await {
+        return refusal;
     }
+    let mut patroni = patroni.lock().unwrap();
+    patroni.replica = "creating replica";
+    patroni.asked.push(format!("a new copy of {number}"));
+    "reinitialize started".into_response()
+}
+
+/// A small stack whose Postgres is this Patroni's, on addresses of the test alone: Patroni's port is
+/// the same for all.
+async fn start(network: [u8; 3], arguments: &[&str]) -> (Arc<TestCluster>, Operator, Shared) {
+    let cluster = Arc::new(TestCluster::start().await);
     let patroni: Shared = Arc::new(Mutex::new(Patroni {
         leader: 0,
         timeline: 1,
+        replica: "streaming",
         config: json!({"ttl": 30, "postgresql": {"parameters": {"old": "1"}}}),
         credentials: String::new(),
         asked: Vec::new(),
         cluster: Arc::clone(&cluster),
     }));
-    serve(&patroni, address).await;
-    let operator = cluster.operator().await;
+    serve(&patroni, network).await;
+    let operator = cluster.operator_with(arguments).await;
     cluster.apply("gym", json!({})).await.unwrap();
     sextant_stack::until("the password", async || {
         cluster.names().await.contains(&"Secret/gym-postgres".to_owned())
@@ -160,6 +173,33 @@ async fn postgres_is_changed_by_patroni_and_replaced_replica_first() {
     let password = cluster.secret("gym-postgres", "patroni").await;
     patroni.lock().unwrap().credentials = format!("patroni:{password}");
     cluster.ready("gym").await;
+    (cluster, operator, patroni)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_replica_that_does_not_start_is_copied_anew() {
+    let (cluster, operator, patroni) =
+        start([127, 17, 43], &["--rebuild-replicas-after", "1s"]).await;
+    patroni.lock().unwrap().replica = "start failed";
+    let asked = || patroni.lock().unwrap().asked.clone();
+    sextant_stack::until("a new copy", async || {
+        // Patroni tells nobody: the operator looks whenever anything happens, or after 30 s.
+        operator.reconciles_once_more(&cluster, "gym").await;
+        asked().contains(&"a new copy of 2".to_owned())
+    })
+    .await
+    .unwrap_or_else(|error| panic!("{error}: {}", operator.log()));
+    sextant_stack::until("the event", async || {
+        cluster.events().await.contains(&"ReplicaRebuilt".to_owned())
+    })
+    .await
+    .unwrap();
+    assert!(!asked().contains(&"a new copy of 1".to_owned()), "never of the primary");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn postgres_is_changed_by_patroni_and_replaced_replica_first() {
+    let (cluster, operator, patroni) = start([127, 17, 42], &[]).await;
     let setting = |name: &str| {
         let config = patroni.lock().unwrap().config.clone();
         config["postgresql"]["parameters"][name].clone()
@@ -176,7 +216,7 @@ async fn postgres_is_changed_by_patroni_and_replaced_replica_first() {
     assert_eq!(postgres.primary.as_deref(), Some(PODS[0]));
     assert_eq!(postgres.max_lag_bytes, Some(1 << 20));
 
-    let pods: Api<Pod> = Api::namespaced(cluster.client.clone(), &cluster.namespace);
+    let pods = cluster.pods();
     let uids = async || {
         let mut uids = Vec::new();
         for name in PODS {

@@ -5,7 +5,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::time::Duration;
 
-use k8s_openapi::api::core::v1::{Namespace, PersistentVolume, Pod, Secret};
+use k8s_openapi::api::core::v1::{
+    Event, Namespace, PersistentVolume, PersistentVolumeClaim, Pod, Secret,
+};
 use k8s_openapi::api::node::v1::RuntimeClass;
 use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding, PolicyRule, RoleRef, Subject};
 use k8s_openapi::api::storage::v1::StorageClass;
@@ -17,7 +19,7 @@ use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Client, Config, ResourceExt};
 use serde_json::{Value, json};
 use sextant_operator::components::Kind;
-use sextant_operator::crd::{SearchDeployment, definition};
+use sextant_operator::crd::{Phase, SearchDeployment, definition};
 use sextant_stack::kubernetes::{ControlPlane, OPERATOR};
 use sextant_stack::process::{Process, free_port};
 use tempfile::TempDir;
@@ -108,6 +110,23 @@ impl TestCluster {
         }
     }
 
+    /// A cluster with an operator and the stack of an empty spec, `gym`.
+    pub async fn with_small_stack() -> (Self, Operator) {
+        let cluster = Self::start().await;
+        let operator = cluster.operator().await;
+        cluster.apply("gym", json!({})).await.unwrap();
+        cluster.ready("gym").await;
+        (cluster, operator)
+    }
+
+    pub fn pods(&self) -> Api<Pod> {
+        Api::namespaced(self.client.clone(), &self.namespace)
+    }
+
+    pub fn claims(&self) -> Api<PersistentVolumeClaim> {
+        Api::namespaced(self.client.clone(), &self.namespace)
+    }
+
     pub fn deployments(&self) -> Api<SearchDeployment> {
         Api::namespaced(self.client.clone(), &self.namespace)
     }
@@ -135,19 +154,26 @@ impl TestCluster {
 
     /// An operator for this namespace.
     pub async fn operator(&self) -> Operator {
-        let namespace = &self.namespace;
-        let arguments = ["--watch-namespace", namespace, "--lease-namespace", namespace];
-        Operator::start(self.folder.path(), &self.operator_config, &arguments).await
+        self.operator_with(&[]).await
+    }
+
+    pub async fn operator_with(&self, more: &[&str]) -> Operator {
+        let namespace = self.namespace.as_str();
+        let own = ["--watch-namespace", namespace, "--lease-namespace", namespace];
+        Operator::start(self.folder.path(), &self.operator_config, &[&own, more].concat()).await
+    }
+
+    /// Every reason of an event about SearchDeployments.
+    pub async fn events(&self) -> Vec<String> {
+        let events: Api<Event> = Api::namespaced(self.client.clone(), &self.namespace);
+        let of_these = ListParams::default().fields("involvedObject.kind=SearchDeployment");
+        let events = events.list(&of_these).await.unwrap();
+        events.into_iter().filter_map(|event| event.reason).collect()
     }
 
     /// Applies a SearchDeployment, as kubectl would.
     pub async fn apply(&self, name: &str, spec: Value) -> Result<SearchDeployment, kube::Error> {
-        let body = json!({
-            "apiVersion": "sextant.dev/v1alpha1",
-            "kind": "SearchDeployment",
-            "metadata": {"name": name},
-            "spec": spec,
-        });
+        let body = manifest(name, &spec);
         let parameters = PatchParams::apply("user").force();
         self.deployments().patch(name, &parameters, &Patch::Apply(&body)).await
     }
@@ -159,12 +185,7 @@ impl TestCluster {
 
     /// Creates a SearchDeployment from what may be none.
     pub async fn create(&self, name: &str, spec: Value) -> Result<SearchDeployment, kube::Error> {
-        let body = json!({
-            "apiVersion": "sextant.dev/v1alpha1",
-            "kind": "SearchDeployment",
-            "metadata": {"name": name},
-            "spec": spec,
-        });
+        let body = manifest(name, &spec);
         let path = format!(
             "/apis/sextant.dev/v1alpha1/namespaces/{}/searchdeployments?fieldValidation=Strict",
             self.namespace
@@ -194,32 +215,37 @@ impl TestCluster {
         panic!("not {what}: {}", serde_json::to_string_pretty(&last).unwrap());
     }
 
-    /// Says of all pods that they are ready, as kubelets would, until `name` is as wanted.
-    pub async fn ready(&self, name: &str) -> SearchDeployment {
-        let pods: Api<Pod> = Api::namespaced(self.client.clone(), &self.namespace);
-        let deadline = tokio::time::Instant::now() + PATIENCE;
+    /// Says of these pods that they are ready, as kubelets would.
+    pub async fn run_pods(&self, labels: &str) {
+        let pods = self.pods();
         let status = json!({"status": {
             "phase": "Running",
             "conditions": [{"type": "Ready", "status": "True", "lastTransitionTime": "2026-01-01T00:00:00Z"}],
         }});
-        loop {
-            for pod in pods.list(&ListParams::default()).await.unwrap() {
-                let is_ready =
-                    pod.status.as_ref().is_some_and(|s| s.phase.as_deref() == Some("Running"));
-                if !is_ready {
-                    let (name, parameters) = (pod.name_any(), PatchParams::default());
-                    let mut status = status.clone();
-                    if let Some(ip) = self.addresses.lock().unwrap().get(&name) {
-                        status["status"]["podIP"] = ip.as_str().into();
-                        status["status"]["podIPs"] = json!([{"ip": ip}]);
-                    }
-                    // It may be gone already.
-                    let _ = pods.patch_status(&name, &parameters, &Patch::Merge(&status)).await;
-                }
+        for pod in pods.list(&ListParams::default().labels(labels)).await.unwrap() {
+            if pod.status.as_ref().is_some_and(|status| status.phase.as_deref() == Some("Running"))
+            {
+                continue;
             }
+            let (name, parameters) = (pod.name_any(), PatchParams::default());
+            let mut status = status.clone();
+            if let Some(ip) = self.addresses.lock().unwrap().get(&name) {
+                status["status"]["podIP"] = ip.as_str().into();
+                status["status"]["podIPs"] = json!([{"ip": ip}]);
+            }
+            // It may be gone already.
+            let _ = pods.patch_status(&name, &parameters, &Patch::Merge(&status)).await;
+        }
+    }
+
+    /// Runs all pods until `name` is as wanted.
+    pub async fn ready(&self, name: &str) -> SearchDeployment {
+        let deadline = tokio::time::Instant::now() + PATIENCE;
+        loop {
+            self.run_pods("").await;
             let object = self.deployments().get(name).await.unwrap();
             let status = object.status.clone().unwrap_or_default();
-            if status.phase == Some(sextant_operator::crd::Phase::Ready)
+            if status.phase == Some(Phase::Ready)
                 && status.observed_generation == object.metadata.generation
             {
                 return object;
@@ -246,6 +272,20 @@ impl TestCluster {
             }
         }
         versions
+    }
+
+    /// Every object of the operator's in this namespace, with the hash of what it was made from.
+    pub async fn applied(&self) -> BTreeMap<String, String> {
+        let mut applied = BTreeMap::new();
+        for kind in Kind::ALL.into_iter().filter(|kind| !kind.is_optional()) {
+            for object in self.api(kind).list(&ListParams::default()).await.unwrap() {
+                if let Some(hash) = object.annotations().get("sextant.dev/applied") {
+                    applied
+                        .insert(format!("{}/{}", kind.as_str(), object.name_any()), hash.clone());
+                }
+            }
+        }
+        applied
     }
 
     pub async fn names(&self) -> Vec<String> {
@@ -322,6 +362,18 @@ impl Operator {
         Self { process, port, log }
     }
 
+    /// Has it look at a SearchDeployment, and waits until it has.
+    pub async fn reconciles_once_more(&self, cluster: &TestCluster, name: &str) {
+        let reconciles = || self.metric("sextant_operator_reconciles_total");
+        let before = reconciles().await;
+        let patch = json!({"metadata": {"annotations": {"test": before.to_string()}}});
+        let (patch, parameters) = (Patch::Merge(&patch), PatchParams::default());
+        cluster.deployments().patch(name, &parameters, &patch).await.unwrap();
+        sextant_stack::until("a reconciliation", || async { reconciles().await > before })
+            .await
+            .unwrap();
+    }
+
     /// The sum of a metric over all of its labels.
     pub async fn metric(&self, name: &str) -> u64 {
         let text = get(self.port, "/metrics").await.unwrap();
@@ -334,6 +386,21 @@ impl Operator {
     pub fn log(&self) -> String {
         std::fs::read_to_string(&self.log).unwrap_or_default()
     }
+}
+
+/// As somebody writes it.
+pub fn manifest(name: &str, spec: &Value) -> Value {
+    json!({
+        "apiVersion": "sextant.dev/v1alpha1",
+        "kind": "SearchDeployment",
+        "metadata": {"name": name},
+        "spec": spec,
+    })
+}
+
+/// Whether a SearchDeployment is in this phase.
+pub fn in_phase(phase: Phase) -> impl Fn(&SearchDeployment) -> bool {
+    move |object| object.status.as_ref().is_some_and(|status| status.phase == Some(phase))
 }
 
 /// The body, when the answer is 200.
