@@ -651,6 +651,17 @@ mod tests {
     }
 
     #[test]
+    fn the_precision_is_one_of_two_and_another_is_refused_with_both_names() {
+        let load = |value: &str| load("", &[("SEXTANT_EMBEDDER__PRECISION", value)]);
+        assert_eq!(load("bf16").unwrap().embedder.precision, Precision::Bf16);
+        assert_eq!(load("fp32").unwrap().embedder.precision, Precision::Fp32);
+        let message = load("fp16").unwrap_err();
+        for part in ["`embedder.precision`", "fp16", "fp32", "bf16"] {
+            assert!(message.contains(part), "{message}");
+        }
+    }
+
+    #[test]
     fn without_keys_only_loopback_is_listened_on() {
         let message = load("server:\n  listen: 0.0.0.0:80\n", &[]).unwrap_err();
         assert!(message.contains("keys add"), "{message}");

@@ -12,7 +12,8 @@ use sextant_operator::crd::SearchDeployment;
 use sextant_stack::kubernetes::ControlPlane;
 use tokio::process::Command;
 
-use crate::support::{Operator, TestCluster, client, repository};
+use crate::access::client;
+use crate::support::{Operator, TestCluster, repository};
 
 /// Of Kubernetes, for what Helm renders without asking one.
 const KUBE_VERSION: &str = "1.36.3";

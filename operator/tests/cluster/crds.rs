@@ -9,7 +9,8 @@ use sextant_operator::components::Kind;
 use sextant_operator::crd::{SearchDeployment, definition};
 use sextant_stack::kubernetes::ControlPlane;
 
-use crate::support::{TestCluster, client, manifest};
+use crate::access::client;
+use crate::support::{TestCluster, manifest};
 
 const NAME: &str = "searchdeployments.sextant.dev";
 

@@ -18,7 +18,8 @@ use sextant_operator::components::Kind;
 use sextant_stack::kubernetes::{ControlPlane, OPERATOR};
 use tokio::sync::watch;
 
-use crate::support::{Operator, TestCluster, client};
+use crate::access::client;
+use crate::support::{Operator, TestCluster};
 
 /// What the proxy does to requests.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -139,8 +140,7 @@ impl Proxy {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_api_server_that_fails_is_asked_again_until_all_is_as_wanted() {
     let cluster = TestCluster::start().await;
-    let plane = ControlPlane::shared().unwrap();
-    let proxy = Proxy::start(client(plane.operator_config()).await).await;
+    let proxy = Proxy::start(client(cluster.operator_config.clone()).await).await;
     let folder = tempfile::tempdir().unwrap();
     let config = folder.path().join("kubeconfig.yaml");
     std::fs::write(&config, OPERATOR.kubeconfig(&proxy.url, None)).unwrap();

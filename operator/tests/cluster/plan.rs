@@ -1,9 +1,9 @@
 //! `sextant-operator plan`.
 
 use serde_json::json;
-use sextant_stack::kubernetes::ControlPlane;
 use tokio::process::Command;
 
+use crate::access::access;
 use crate::support::TestCluster;
 
 /// Whether it succeeded, and what it printed.
@@ -13,11 +13,7 @@ async fn plan(cluster: &TestCluster, text: &str) -> (bool, String) {
     std::fs::write(&file, text).unwrap();
     let mut command = Command::new(env!("CARGO_BIN_EXE_sextant-operator"));
     command.args(["plan", "--namespace", &cluster.namespace, "--file"]).arg(&file);
-    let output = command
-        .env("KUBECONFIG", ControlPlane::shared().unwrap().admin_config())
-        .output()
-        .await
-        .unwrap();
+    let output = command.env("KUBECONFIG", &access().await.admin).output().await.unwrap();
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     (output.status.success(), text(&output.stdout) + &text(&output.stderr))
 }

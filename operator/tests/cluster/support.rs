@@ -9,22 +9,20 @@ use k8s_openapi::api::core::v1::{
     Event, Namespace, PersistentVolume, PersistentVolumeClaim, Pod, Secret,
 };
 use k8s_openapi::api::node::v1::RuntimeClass;
-use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding, PolicyRule, RoleRef, Subject};
 use k8s_openapi::api::storage::v1::StorageClass;
-use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::api::{
     Api, DeleteParams, DynamicObject, ListParams, ObjectMeta, Patch, PatchParams, PostParams,
 };
-use kube::config::{KubeConfigOptions, Kubeconfig};
-use kube::{Client, Config, ResourceExt};
+use kube::{Client, ResourceExt};
 use serde_json::{Value, json};
 use sextant_operator::components::Kind;
-use sextant_operator::crd::{Phase, SearchDeployment, definition};
-use sextant_stack::kubernetes::{ControlPlane, OPERATOR};
+use sextant_operator::crd::{Phase, SearchDeployment};
+use sextant_stack::kubernetes::ControlPlane;
 use sextant_stack::process::{Process, free_port};
 use tempfile::TempDir;
 use tokio::process::Command;
-use tokio::sync::OnceCell;
+
+use crate::access::{LABEL, Left, access, client, prepare};
 
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -32,9 +30,11 @@ pub struct TestCluster {
     pub client: Client,
     pub namespace: String,
     folder: TempDir,
-    operator_config: PathBuf,
+    pub operator_config: PathBuf,
     /// Of pods, by their names.
     addresses: Mutex<BTreeMap<String, String>>,
+    #[expect(dead_code, reason = "for its end")]
+    left: Option<Left>,
 }
 
 /// A file of the repository.
@@ -42,72 +42,23 @@ pub fn repository(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().join(path)
 }
 
-/// A client with the rights of this kubeconfig.
-pub async fn client(kubeconfig: PathBuf) -> Client {
-    let kubeconfig = Kubeconfig::read_from(kubeconfig).unwrap();
-    let options = KubeConfigOptions::default();
-    let config = Config::from_custom_kubeconfig(kubeconfig, &options).await.unwrap();
-    Client::try_from(config).unwrap()
-}
-
-/// Once for all tests: the CRD and the operator's rights, as the chart has them.
-async fn prepared(client: &Client) {
-    static DONE: OnceCell<()> = OnceCell::const_new();
-    DONE.get_or_init(|| prepare(client)).await;
-}
-
-async fn prepare(client: &Client) {
-    let crds: Api<CustomResourceDefinition> = Api::all(client.clone());
-    let apply = PatchParams::apply("test").force();
-    let name = "searchdeployments.sextant.dev";
-    crds.patch(name, &apply, &Patch::Apply(definition())).await.unwrap();
-    let established = kube::runtime::conditions::is_crd_established();
-    kube::runtime::wait::await_condition(crds, name, established).await.unwrap();
-    let rules = include_str!("../../../charts/sextant/files/rules.yaml");
-    let rules: Vec<PolicyRule> = serde_saphyr::from_str(rules).unwrap();
-    let metadata = ObjectMeta { name: Some("operator".to_owned()), ..ObjectMeta::default() };
-    let role =
-        ClusterRole { metadata: metadata.clone(), rules: Some(rules), ..ClusterRole::default() };
-    let binding = ClusterRoleBinding {
-        metadata,
-        role_ref: RoleRef {
-            api_group: "rbac.authorization.k8s.io".to_owned(),
-            kind: "ClusterRole".to_owned(),
-            name: "operator".to_owned(),
-        },
-        subjects: Some(vec![Subject {
-            kind: "User".to_owned(),
-            name: OPERATOR.name.to_owned(),
-            api_group: Some("rbac.authorization.k8s.io".to_owned()),
-            namespace: None,
-        }]),
-    };
-    let parameters = PostParams::default();
-    Api::all(client.clone()).create(&parameters, &role).await.unwrap();
-    Api::all(client.clone()).create(&parameters, &binding).await.unwrap();
-}
-
 impl TestCluster {
     pub async fn start() -> Self {
-        let plane = ControlPlane::shared().unwrap();
-        let client = client(plane.admin_config()).await;
-        prepared(&client).await;
+        let access = access().await;
+        let client = client(access.admin.clone()).await;
         let namespaces: Api<Namespace> = Api::all(client.clone());
         let namespace = Namespace {
             metadata: ObjectMeta {
                 generate_name: Some("test-".to_owned()),
+                labels: Some([(LABEL.to_owned(), "true".to_owned())].into()),
                 ..ObjectMeta::default()
             },
             ..Namespace::default()
         };
         let made = namespaces.create(&PostParams::default(), &namespace).await.unwrap();
-        Self {
-            client,
-            namespace: made.name_any(),
-            folder: tempfile::tempdir().unwrap(),
-            operator_config: plane.operator_config(),
-            addresses: Mutex::default(),
-        }
+        let left = Some(Left(made.name_any()));
+        let operator_config = access.operator.clone();
+        Self { operator_config, left, ..Self::of(client, made.name_any()) }
     }
 
     /// A cluster with an operator and the stack of an empty spec, `gym`.
@@ -149,7 +100,7 @@ impl TestCluster {
     pub fn of(client: Client, namespace: String) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let (operator_config, addresses) = (PathBuf::new(), Mutex::default());
-        Self { client, namespace, folder, operator_config, addresses }
+        Self { client, namespace, folder, operator_config, addresses, left: None }
     }
 
     /// An operator for this namespace.

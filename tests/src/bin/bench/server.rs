@@ -63,6 +63,7 @@ impl Server {
 pub fn settings(options: &Options) -> sextant_tests::Options {
     sextant_tests::Options::model()
         .set("embedder.device", &options.device)
+        .set("embedder.precision", &options.precision)
         .set("embedder.workers", &options.workers.to_string())
         .set("log.level", "warn")
 }
