@@ -21,6 +21,8 @@ use crate::error::Error;
 use crate::patroni::{Cluster, ClusterMember, Patroni, PatroniError};
 use crate::validate::Deployment;
 
+const FORGET_AFTER: Duration = Duration::from_hours(24);
+
 /// Addresses of the pods that run.
 fn addresses(observed: &Observed) -> impl Iterator<Item = (String, String)> {
     observed.postgres_pods.iter().filter_map(|pod| {
@@ -130,6 +132,8 @@ fn overdue(
     after: Duration,
     now: Instant,
 ) -> Option<String> {
+    // Of those that are gone for good nobody tells.
+    failed.retain(|_, since| now.duration_since(*since) < FORGET_AFTER.max(after));
     for member in &cluster.members {
         let key = (namespace.to_owned(), member.name.clone());
         if member.has_failed() && !member.is_leader() {
