@@ -119,12 +119,7 @@ async fn prepare_existing(admin: &PathBuf) -> PathBuf {
     };
     prepare_for(&client, account).await;
     leave_pods_alone(&client).await;
-    let request = TokenRequest {
-        spec: TokenRequestSpec { expiration_seconds: Some(3_600), ..TokenRequestSpec::default() },
-        ..TokenRequest::default()
-    };
-    let made = accounts.create_token_request(NAME, &PostParams::default(), &request).await.unwrap();
-    let token = made.status.unwrap().token;
+    let token = token(&client, NAME, NAME).await;
     let mut config = Kubeconfig::read_from(admin).unwrap();
     for user in &mut config.auth_infos {
         user.auth_info =
@@ -134,6 +129,17 @@ async fn prepare_existing(admin: &PathBuf) -> PathBuf {
     // JSON is YAML.
     std::fs::write(&file, serde_json::to_string(&config).unwrap()).unwrap();
     file
+}
+
+/// Of a `ServiceAccount`, for an hour.
+pub async fn token(client: &Client, namespace: &str, name: &str) -> String {
+    let accounts: Api<ServiceAccount> = Api::namespaced(client.clone(), namespace);
+    let request = TokenRequest {
+        spec: TokenRequestSpec { expiration_seconds: Some(3_600), ..TokenRequestSpec::default() },
+        ..TokenRequest::default()
+    };
+    let made = accounts.create_token_request(name, &PostParams::default(), &request).await.unwrap();
+    made.status.unwrap().token
 }
 
 /// The tests say when pods are ready: no kubelet is to run them.

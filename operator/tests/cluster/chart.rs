@@ -2,8 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use k8s_openapi::api::authentication::v1::{TokenRequest, TokenRequestSpec};
-use k8s_openapi::api::core::v1::{Namespace, ServiceAccount};
+use k8s_openapi::api::core::v1::Namespace;
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::Client;
 use kube::api::{Api, ObjectMeta, PostParams};
@@ -12,7 +11,7 @@ use sextant_operator::crd::SearchDeployment;
 use sextant_stack::kubernetes::ControlPlane;
 use tokio::process::Command;
 
-use crate::access::client;
+use crate::access::{client, token};
 use crate::support::{Operator, TestCluster, repository};
 
 /// Of Kubernetes, for what Helm renders without asking one.
@@ -163,15 +162,7 @@ fn collect(all: &Map<String, Value>, name: &str, into: &mut Map<String, Value>) 
 
 /// A kubeconfig of a `ServiceAccount`, as a pod of it would have.
 async fn service_account_config(plane: &ControlPlane, client: &Client, namespace: &str) -> String {
-    let accounts: Api<ServiceAccount> = Api::namespaced(client.clone(), namespace);
-    let request = TokenRequest {
-        spec: TokenRequestSpec { expiration_seconds: Some(3_600), ..TokenRequestSpec::default() },
-        ..TokenRequest::default()
-    };
-    let name = "search-sextant-operator";
-    let token =
-        accounts.create_token_request(name, &PostParams::default(), &request).await.unwrap();
-    let token = token.status.unwrap().token;
+    let token = token(client, namespace, "search-sextant-operator").await;
     let admin = std::fs::read_to_string(plane.admin_config()).unwrap();
     admin.replace(sextant_stack::kubernetes::ADMIN.token, &token)
 }

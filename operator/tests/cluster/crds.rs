@@ -8,11 +8,21 @@ use serde_json::json;
 use sextant_operator::components::Kind;
 use sextant_operator::crd::{SearchDeployment, definition};
 use sextant_stack::kubernetes::ControlPlane;
+use tempfile::TempDir;
 
 use crate::access::client;
 use crate::support::{TestCluster, manifest};
 
 const NAME: &str = "searchdeployments.sextant.dev";
+
+/// A cluster of the test's own, which ends with its control plane.
+async fn start() -> (TestCluster, ControlPlane, TempDir) {
+    let folder = tempfile::tempdir().unwrap();
+    let plane = ControlPlane::start(folder.path()).await.unwrap();
+    let admin = client(plane.admin_config()).await;
+    let cluster = TestCluster::on(&plane, admin, "gyms").await;
+    (cluster, plane, folder)
+}
 
 fn crds(cluster: &TestCluster) -> Api<CustomResourceDefinition> {
     Api::all(cluster.client.clone())
@@ -49,10 +59,7 @@ async fn install(cluster: &TestCluster, kind: Kind) {
 
 #[tokio::test]
 async fn routes_and_monitors_are_made_as_soon_as_their_kinds_are_there() {
-    let folder = tempfile::tempdir().unwrap();
-    let plane = ControlPlane::start(folder.path()).await.unwrap();
-    let admin = client(plane.admin_config()).await;
-    let cluster = TestCluster::on(&plane, admin, "gyms").await;
+    let (cluster, _plane, _folder) = start().await;
     let operator = cluster.operator().await;
     let spec = json!({
         "api": {"expose": {"gateway": "public", "host": "gym.example.com"}},
@@ -80,10 +87,7 @@ async fn routes_and_monitors_are_made_as_soon_as_their_kinds_are_there() {
 
 #[tokio::test]
 async fn a_searchdeployment_that_cannot_be_read_is_told_of_and_stops_no_other() {
-    let folder = tempfile::tempdir().unwrap();
-    let plane = ControlPlane::start(folder.path()).await.unwrap();
-    let admin = client(plane.admin_config()).await;
-    let cluster = TestCluster::on(&plane, admin, "gyms").await;
+    let (cluster, _plane, _folder) = start().await;
     let schema = |spec| {
         let path = "/spec/versions/0/schema/openAPIV3Schema/properties/spec";
         Patch::Json::<()>(

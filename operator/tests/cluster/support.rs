@@ -210,33 +210,31 @@ impl TestCluster {
         }
     }
 
-    /// Every object of the operator's kinds in this namespace: `Kind/name` and its resourceVersion.
-    pub async fn versions(&self) -> BTreeMap<String, String> {
-        let mut versions = BTreeMap::new();
+    /// Every object of the operator's kinds in this namespace, by `Kind/name`.
+    async fn objects(&self) -> BTreeMap<String, DynamicObject> {
+        let mut objects = BTreeMap::new();
         for kind in Kind::ALL.into_iter().filter(|kind| !kind.is_optional()) {
             for object in self.api(kind).list(&ListParams::default()).await.unwrap() {
                 // Not those that Kubernetes puts into every namespace.
                 if object.labels().contains_key("app.kubernetes.io/instance") {
-                    let name = format!("{}/{}", kind.as_str(), object.name_any());
-                    versions.insert(name, object.resource_version().unwrap_or_default());
+                    objects.insert(format!("{}/{}", kind.as_str(), object.name_any()), object);
                 }
             }
         }
-        versions
+        objects
     }
 
-    /// Every object of the operator's in this namespace, with the hash of what it was made from.
+    /// Their resourceVersions.
+    pub async fn versions(&self) -> BTreeMap<String, String> {
+        let version = |object: DynamicObject| object.resource_version().unwrap_or_default();
+        self.objects().await.into_iter().map(|(name, object)| (name, version(object))).collect()
+    }
+
+    /// The hash of what each was made from, of those that the operator made.
     pub async fn applied(&self) -> BTreeMap<String, String> {
-        let mut applied = BTreeMap::new();
-        for kind in Kind::ALL.into_iter().filter(|kind| !kind.is_optional()) {
-            for object in self.api(kind).list(&ListParams::default()).await.unwrap() {
-                if let Some(hash) = object.annotations().get("sextant.dev/applied") {
-                    applied
-                        .insert(format!("{}/{}", kind.as_str(), object.name_any()), hash.clone());
-                }
-            }
-        }
-        applied
+        let hash = |object: DynamicObject| object.annotations().get("sextant.dev/applied").cloned();
+        let objects = self.objects().await.into_iter();
+        objects.filter_map(|(name, object)| Some((name, hash(object)?))).collect()
     }
 
     pub async fn names(&self) -> Vec<String> {
