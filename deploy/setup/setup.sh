@@ -8,10 +8,12 @@
 #   milvus23     Milvus 2.3.5 for the tests of servers without full text, in the cache folder
 #   browser      chromium and its driver, for the tests; installed where apt-get and root allow
 #   services     Redis, Postgres, nginx, HAProxy: installed where apt-get and root allow, not started
-#   kubernetes   Kubernetes's servers, built from source with Go into the cache folder, and etcd, which
+#   kubernetes   Kubernetes's servers and kubectl, built from source with Go into the cache folder, and etcd, which
 #                is installed where apt-get and root allow; for the tests of the operator
 #   charts       helm and kubeconform, built from source with Go into the cache folder; for the tests of
 #                the chart
+#   cluster      containerd, buildah and what else a Kubernetes with nodes needs, installed where apt-get
+#                and root allow; CoreDNS and an S3 server, built from source with Go into the cache folder
 #   cargo-deny   in the cache folder; only as the last word
 #
 # The cache folder is $CACHE. Everything may be broken off at any time and started again.
@@ -22,6 +24,7 @@ CACHE=${CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/sextant}
 DENY_VERSION=0.20.2
 HELM_VERSION=3.22.0
 KUBECONFORM_VERSION=0.7.0
+COREDNS_VERSION=1.14.7
 # torch belongs to the version of the crate `tch`, the two CUDA libraries to torch: it does not load
 # without them, also where there is no GPU. First hash: x86_64, second: aarch64.
 WHEELS='torch==2.11.0
@@ -358,7 +361,7 @@ kubernetes() {
                 -X $flags.gitMinor=$(cut -d. -f2 <<<"$KUBERNETES_VERSION") -X $flags.gitTreeState=clean \
                 -X $flags.gitCommit=$KUBERNETES_VERSION -X $flags.buildDate=1970-01-01T00:00:00Z" .) >&2 ||
             die "Kubernetes could not be built: what go said is above."
-        for name in kube-apiserver kube-controller-manager kube-proxy kube-scheduler kubelet; do
+        for name in kube-apiserver kube-controller-manager kube-proxy kube-scheduler kubectl kubelet; do
             ln -s kube "$part/$name"
         done
         sync -f "$part"
@@ -397,6 +400,23 @@ charts() {
     go_tool kubeconform "$KUBECONFORM_VERSION" github.com/yannh/kubeconform/cmd/kubeconform
 }
 
+# The second half is what makes images. Not crun: buildah would take it, and it wants other cgroups.
+CLUSTER_PACKAGES=(containerd runc iptables iproute2 conntrack socat ebtables ipset procps openssl e2fsprogs
+    containernetworking-plugins buildah mmdebstrap)
+
+cluster_there() {
+    local program PATH=$PATH:/usr/sbin:/sbin
+    for program in containerd runc iptables ip conntrack socat openssl mkfs.ext4 buildah mmdebstrap /usr/lib/cni/bridge; do
+        have "$program" || return 1
+    done
+}
+
+cluster() {
+    cluster_there || install_services "${CLUSTER_PACKAGES[@]}" || cluster_there ||
+        die "A cluster on this machine needs ${CLUSTER_PACKAGES[*]}: on Debian, $(hint "${CLUSTER_PACKAGES[*]}" '' '')"
+    go_tool coredns "$COREDNS_VERSION" github.com/coredns/coredns
+}
+
 # go_tool NAME VERSION PACKAGE: builds a program into the folder bin of the cache.
 go_tool() {
     local there=$CACHE/bin/$1-$2
@@ -425,7 +445,7 @@ cargo-deny() {
 
 for word; do
     case $word in
-    tools | packages | libs | milvus | milvus23 | browser | services | kubernetes | charts | cargo-deny) "$word" ;;
-    *) die "usage: $0 tools|packages|libs|milvus|milvus23|browser|services|kubernetes|charts|cargo-deny ..." ;;
+    tools | packages | libs | milvus | milvus23 | browser | services | kubernetes | charts | cluster | cargo-deny) "$word" ;;
+    *) die "usage: $0 tools|packages|libs|milvus|milvus23|browser|services|kubernetes|charts|cluster|cargo-deny ..." ;;
     esac
 done

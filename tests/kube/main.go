@@ -1,4 +1,4 @@
-// One program that is each of Kubernetes's servers, by the name it is called by. Released binaries
+// One program that is kubectl and each of Kubernetes's servers, by the name it is called by. Released binaries
 // come from servers of their own; the sources come from the Go module proxy, as other dependencies do.
 package main
 
@@ -16,6 +16,8 @@ import (
 	_ "k8s.io/component-base/metrics/prometheus/version"
 	apiserver "k8s.io/kubernetes/cmd/kube-apiserver/app"
 	controllers "k8s.io/kubernetes/cmd/kube-controller-manager/app"
+	kubectl "k8s.io/kubectl/pkg/cmd"
+	errors "k8s.io/kubectl/pkg/cmd/util"
 	proxy "k8s.io/kubernetes/cmd/kube-proxy/app"
 	scheduler "k8s.io/kubernetes/cmd/kube-scheduler/app"
 	kubelet "k8s.io/kubernetes/cmd/kubelet/app"
@@ -29,9 +31,15 @@ func main() {
 		"kube-scheduler":          func() *cobra.Command { return scheduler.NewSchedulerCommand() },
 		"kubelet":                 func() *cobra.Command { return kubelet.NewKubeletCommand(context.Background()) },
 	}
+	if filepath.Base(os.Args[0]) == "kubectl" {
+		if err := cli.RunNoErrOutput(kubectl.NewDefaultKubectlCommand()); err != nil {
+			errors.CheckErr(err) // says what kubectl says, and ends
+		}
+		return
+	}
 	program, known := programs[filepath.Base(os.Args[0])]
 	if !known {
-		fmt.Fprintf(os.Stderr, "%s is not the name of one of Kubernetes's servers\n", os.Args[0])
+		fmt.Fprintf(os.Stderr, "%s is not the name of one of Kubernetes's programs\n", os.Args[0])
 		os.Exit(2)
 	}
 	os.Exit(cli.Run(program()))

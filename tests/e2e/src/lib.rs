@@ -1,0 +1,1 @@
+//! What the tests on a cluster and the programs in it share.
