@@ -1,7 +1,11 @@
 //! What owner references do not do when a SearchDeployment is deleted: Patroni's Endpoints have none,
 //! and volumes and passwords stay unless the policy says otherwise.
 
-use k8s_openapi::api::core::v1::{Endpoints, PersistentVolumeClaim, Secret};
+use std::time::Duration;
+
+use k8s_openapi::api::apps::v1::StatefulSet;
+use k8s_openapi::api::core::v1::{Endpoints, PersistentVolumeClaim, Pod, Secret};
+use k8s_openapi::jiff::Timestamp;
 use kube::api::{Api, DeleteParams, ListParams, Patch, PatchParams};
 use kube::{Client, ResourceExt};
 use serde::de::DeserializeOwned;
@@ -12,6 +16,8 @@ use crate::crd::{DeletionPolicy, SearchDeployment};
 use crate::error::{Error, unless_gone};
 
 const FINALIZER: &str = "sextant.dev/clean-up";
+/// For the last pods of Postgres; those of a lost node never end.
+const LONGEST_WAIT: Duration = Duration::from_mins(2);
 
 /// Makes sure that [`clean_up`] comes before the end of the SearchDeployment.
 ///
@@ -21,16 +27,26 @@ pub async fn require(client: &Client, object: &SearchDeployment) -> Result<(), E
     if is_required(object) { Ok(()) } else { set_finalizer(client, object, true).await }
 }
 
-/// Deletes what is to be deleted, and lets the SearchDeployment go.
+/// Deletes what is to be deleted, and lets the SearchDeployment go. False while pods of Postgres are
+/// there yet.
 ///
 /// # Errors
 /// Whatever the API server says.
-pub async fn clean_up(client: &Client, object: &SearchDeployment) -> Result<(), Error> {
+pub async fn clean_up(client: &Client, object: &SearchDeployment) -> Result<bool, Error> {
     if !is_required(object) {
-        return Ok(());
+        return Ok(true);
     }
     let (namespace, name) = (object.namespace().unwrap_or_default(), object.name_any());
     let deleted = async {
+        // Members that are left without Patroni's Endpoints would found a new cluster in their last
+        // moments, and the next one of this name would wait for it.
+        let postgres = format!("{INSTANCE}={name},{COMPONENT}=postgres,{NAME}=sextant");
+        delete_all::<StatefulSet>(client, &namespace, &postgres).await?;
+        let pods: Api<Pod> = Api::namespaced(client.clone(), &namespace);
+        let left = pods.list_metadata(&ListParams::default().labels(&postgres).limit(1)).await?;
+        if !left.items.is_empty() && waited(object) < LONGEST_WAIT {
+            return Ok(false);
+        }
         let patroni = format!("{INSTANCE}={name},{COMPONENT}=postgres,!{MANAGED_BY}");
         delete_all::<Endpoints>(client, &namespace, &patroni).await?;
         if object.spec.deletion_policy == DeletionPolicy::Delete {
@@ -40,10 +56,19 @@ pub async fn clean_up(client: &Client, object: &SearchDeployment) -> Result<(), 
             let secrets = format!("{INSTANCE}={name},{MANAGED_BY}={MANAGER}");
             delete_all::<Secret>(client, &namespace, &secrets).await?;
         }
-        Ok::<_, kube::Error>(())
+        Ok::<_, kube::Error>(true)
     };
-    deleted.await.map_err(|source| Error::CleanUp { source: Box::new(source) })?;
-    set_finalizer(client, object, false).await
+    let done = deleted.await.map_err(|source| Error::CleanUp { source: Box::new(source) })?;
+    if done {
+        set_finalizer(client, object, false).await?;
+    }
+    Ok(done)
+}
+
+/// Since the deletion.
+fn waited(object: &SearchDeployment) -> Duration {
+    let since = object.metadata.deletion_timestamp.as_ref().map_or(Timestamp::now(), |time| time.0);
+    Duration::try_from(Timestamp::now().duration_since(since)).unwrap_or_default()
 }
 
 fn is_required(object: &SearchDeployment) -> bool {

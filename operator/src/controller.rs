@@ -40,6 +40,8 @@ use crate::watch::{Caches, Scope, readable};
 
 /// How often a SearchDeployment is looked at though nothing happened.
 const RESYNC: Duration = Duration::from_mins(10);
+/// How often the last pods of a deleted one are looked for.
+const CLEAN_UP_PERIOD: Duration = Duration::from_secs(1);
 /// The first wait after a failure; each further one is twice as long.
 const FIRST_BACKOFF: Duration = Duration::from_secs(1);
 const LONGEST_BACKOFF: Duration = Duration::from_mins(5);
@@ -225,7 +227,9 @@ fn backoff(failures: u32, chance: f64) -> Duration {
 
 async fn reconcile_once(object: &SearchDeployment, context: &Context) -> Result<Action, Error> {
     if object.metadata.deletion_timestamp.is_some() {
-        clean_up::clean_up(&context.client, object).await?;
+        if !clean_up::clean_up(&context.client, object).await? {
+            return Ok(Action::requeue(CLEAN_UP_PERIOD));
+        }
         context.report.forget(object);
         return Ok(Action::await_change());
     }
@@ -305,6 +309,11 @@ async fn postgres(
         Ok(Step::Rebuild(name)) => {
             let note = format!("{name} could not start: it is copied anew from the primary");
             context.report.event(object, EventType::Warning, "ReplicaRebuilt", note).await;
+            (cluster, Ok(conflict), PATRONI_STEP)
+        }
+        Ok(Step::BeginAgain) => {
+            let note = "the pod that began to make the Postgres cluster is gone: another may begin";
+            context.report.event(object, EventType::Warning, "PostgresBegun", note.to_owned()).await;
             (cluster, Ok(conflict), PATRONI_STEP)
         }
         Err(error) => (cluster, Err(error), PATRONI_STEP),

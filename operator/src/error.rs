@@ -21,6 +21,8 @@ pub enum Error {
     ChangeFinalizer { source: Box<kube::Error> },
     #[error("failed to replace the pod {name}")]
     ReplacePod { name: String, source: Box<kube::Error> },
+    #[error("failed to let another pod make the Postgres cluster: Endpoints {name}")]
+    BeginAgain { name: String, source: Box<kube::Error> },
     #[error("failed to change Postgres")]
     Patroni { source: Box<PatroniError> },
     #[error("failed to clean up after the SearchDeployment")]
@@ -39,6 +41,7 @@ impl Error {
             Self::WriteStatus { .. } => "WriteStatusFailed",
             Self::ChangeFinalizer { .. } => "ChangeFinalizerFailed",
             Self::ReplacePod { .. } => "ReplacePodFailed",
+            Self::BeginAgain { .. } => "BeginAgainFailed",
             Self::Patroni { .. } => "PatroniFailed",
             Self::CleanUp { .. } => "CleanUpFailed",
         }

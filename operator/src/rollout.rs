@@ -5,23 +5,27 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use k8s_openapi::api::core::v1::Pod;
-use kube::api::{Api, DeleteParams, DynamicObject, Preconditions};
+use k8s_openapi::api::core::v1::{Endpoints, Pod};
+use kube::api::{Api, DeleteParams, DynamicObject, Patch, PatchParams, Preconditions};
 use kube::{Client, ResourceExt};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::changes::contains;
 use crate::components::meta::Component;
 use crate::components::postgres::{
-    Member, PATRONI_PASSWORD, RolloutStep, dynamic_configuration, rollout_step,
+    Member, PATRONI_PASSWORD, RolloutStep, dynamic_configuration, patroni_config, rollout_step,
 };
 use crate::components::{Kind, Observed};
 use crate::crd::Synchronous;
-use crate::error::Error;
+use crate::error::{Error, unless_gone};
 use crate::patroni::{Cluster, ClusterMember, Patroni, PatroniError};
 use crate::validate::Deployment;
 
 const FORGET_AFTER: Duration = Duration::from_hours(24);
+/// For how long nobody may be at work on a cluster that was never made, until another may begin.
+const ABANDONED_AFTER: Duration = Duration::from_secs(20);
+/// Patroni's mark, empty from the moment in which a member begins to make the cluster until it is made.
+const INITIALIZE: &str = "initialize";
 
 /// Addresses of the pods that run.
 fn addresses(observed: &Observed) -> impl Iterator<Item = (String, String)> {
@@ -38,6 +42,8 @@ pub struct Rollout {
     rebuild_after: Duration,
     /// By namespace and pod: since when it has failed.
     failed: Mutex<HashMap<(String, String), Instant>>,
+    /// By namespace and name of the SearchDeployment: since when nobody leads or begins.
+    idle: Mutex<HashMap<(String, String), Instant>>,
 }
 
 /// What a step did.
@@ -47,11 +53,13 @@ pub enum Step {
     UnderWay,
     /// This replica is copied anew.
     Rebuild(String),
+    /// Who began to make the cluster is gone: another may.
+    BeginAgain,
 }
 
 impl Rollout {
     pub fn new(client: Client, patroni: Patroni, rebuild_after: Duration) -> Self {
-        Self { client, patroni, rebuild_after, failed: Mutex::default() }
+        Self { client, patroni, rebuild_after, failed: Mutex::default(), idle: Mutex::default() }
     }
 
     /// What Patroni says, and the address of who said it. `None` while no pod has an address.
@@ -82,12 +90,23 @@ impl Rollout {
         observed: &Observed,
         (cluster, ip): &(Cluster, String),
     ) -> Result<Step, Error> {
+        if self.is_abandoned(deployment, cluster) {
+            return self.begin_again(deployment).await;
+        }
+        if !cluster.members.iter().any(ClusterMember::is_leader) {
+            return Ok(Step::UnderWay);
+        }
         let patroni = &self.patroni;
         let secret = observed.secret(&deployment.child_name(Component::Postgres), PATRONI_PASSWORD);
         let password = secret.map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
         let password = password.unwrap_or_default();
         let refused = |source| Error::Patroni { source: Box::new(source) };
-        let live = patroni.config(ip).await.map_err(refused)?;
+        let live = match patroni.config(ip).await {
+            Ok(live) => live,
+            // Not written yet.
+            Err(PatroniError::Refused { status: 502 | 503, .. }) => return Ok(Step::UnderWay),
+            Err(error) => return Err(refused(error)),
+        };
         if let Some(patch) = settings_patch(&live, &dynamic_configuration(deployment)) {
             patroni.patch_config(ip, &password, &patch).await.map_err(refused)?;
             return Ok(Step::UnderWay);
@@ -117,10 +136,53 @@ impl Rollout {
         Ok(Step::UnderWay)
     }
 
+    fn is_abandoned(&self, deployment: &Deployment, cluster: &Cluster) -> bool {
+        let key = (deployment.namespace.clone(), deployment.name.clone());
+        let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+        abandoned(&mut idle, key, cluster, Instant::now())
+    }
+
+    /// A member that was killed while it made the cluster has left its mark, and the others wait for
+    /// it for ever. Nothing is lost: there never was a cluster.
+    async fn begin_again(&self, deployment: &Deployment) -> Result<Step, Error> {
+        let api: Api<Endpoints> = Api::namespaced(self.client.clone(), &deployment.namespace);
+        let name = patroni_config(deployment);
+        let failed =
+            |source| Error::BeginAgain { name: name.clone(), source: Box::new(source) };
+        let Some(object) = api.get_opt(&name).await.map_err(failed)? else {
+            return Ok(Step::UnderWay);
+        };
+        if object.annotations().get(INITIALIZE).is_none_or(|mark| !mark.is_empty()) {
+            return Ok(Step::UnderWay);
+        }
+        let patch = json!({"metadata": {
+            "resourceVersion": object.resource_version(),
+            "annotations": {INITIALIZE: null},
+        }});
+        let patched = api.patch(&name, &PatchParams::default(), &Patch::Merge(&patch)).await;
+        unless_gone(patched).map_err(failed)?;
+        Ok(Step::BeginAgain)
+    }
+
     fn overdue(&self, namespace: &str, cluster: &Cluster) -> Option<String> {
         let mut failed = self.failed.lock().unwrap_or_else(PoisonError::into_inner);
         overdue(&mut failed, namespace, cluster, self.rebuild_after, Instant::now())
     }
+}
+
+/// Whether nobody has led, or worked on becoming the leader, for a while.
+fn abandoned(
+    idle: &mut HashMap<(String, String), Instant>,
+    key: (String, String),
+    cluster: &Cluster,
+    now: Instant,
+) -> bool {
+    idle.retain(|_, since| now.duration_since(*since) < FORGET_AFTER);
+    if cluster.members.iter().any(|member| member.state != "stopped") {
+        idle.remove(&key);
+        return false;
+    }
+    now.duration_since(*idle.entry(key).or_insert(now)) >= ABANDONED_AFTER
 }
 
 /// The replica that has failed for so long that only a new copy helps. One at a time, only while there
@@ -247,6 +309,21 @@ mod tests {
         assert_eq!(after(602, "running", "start failed"), None, "it has begun");
         assert_eq!(after(902, "running", "start failed").as_deref(), Some("pg-1"));
         assert_eq!(after(2_000, "start failed", "streaming"), None, "never the leader");
+    }
+
+    #[test]
+    fn a_cluster_that_nobody_makes_is_abandoned_after_a_while() {
+        let (mut idle, begin) = (HashMap::new(), Instant::now());
+        let mut after = |seconds, state| {
+            let key = ("shop".to_owned(), "gym".to_owned());
+            let now = begin + Duration::from_secs(seconds);
+            abandoned(&mut idle, key, &cluster(state, "stopped"), now)
+        };
+        assert!(!after(0, "stopped"));
+        assert!(!after(19, "initializing new cluster"), "one begins");
+        assert!(!after(30, "stopped"));
+        assert!(!after(49, "stopped"));
+        assert!(after(50, "stopped"));
     }
 
     #[test]

@@ -276,7 +276,7 @@ node_cgroups() {
 
 node() {
     local n=$1 name=${NODES[$1]} dir=$RUN/${NODES[$1]} root=$DISK/${NODES[$1]}
-    mkdir -p "$dir/cni" "$dir/cni-state" "$root" "$DISK/run/kubelet-$name"
+    mkdir -p "$dir/cni" "$dir/cni-state" "$dir/logs" "$root" "$DISK/run/kubelet-$name"
     node_cgroups "$name"
     cat >"$dir/containerd.toml" <<TOML
 version = 2
@@ -314,6 +314,7 @@ failCgroupV1: false
 cgroupDriver: cgroupfs
 cgroupRoot: /sx-$name
 address: ${NODE_IP[n]}
+podLogsDir: $dir/logs
 containerRuntimeEndpoint: unix://$dir/containerd.sock
 authentication: {anonymous: {enabled: false}, webhook: {enabled: true}, x509: {clientCAFile: $RUN/pki/ca.crt}}
 authorization: {mode: Webhook}

@@ -35,10 +35,14 @@ pub const PATRONI_PASSWORD: &str = "patroni";
 pub const ROLE_LABEL: &str = "sextant.dev/postgres-role";
 pub const PRIMARY: &str = "primary";
 const REPLICA: &str = "replica";
+/// By which Patroni finds the members.
+const SCOPE_LABEL: &str = "sextant.dev/postgres-scope";
 const CONFIG: &str = "/etc/patroni";
 const DATA: &str = "/var/lib/postgresql/data";
 const TLS: &str = "/etc/postgres/tls";
 const DATABASE: &str = "sextant";
+/// File of a data folder that was made to the end. Copies have it too.
+const COMPLETE: &str = "sextant-complete";
 
 /// Settings of Postgres that replication and failover depend on.
 const OWN_PARAMETERS: [(&str, &str); 10] = [
@@ -197,6 +201,11 @@ fn scope(deployment: &Deployment) -> String {
     format!("{}-rw", deployment.child_name(Component::Postgres))
 }
 
+/// The Endpoints in which Patroni keeps what the members share.
+pub fn patroni_config(deployment: &Deployment) -> String {
+    format!("{}-config", scope(deployment))
+}
+
 fn services(deployment: &Deployment) -> [Service; 3] {
     let named = |suffix: &str, spec: ServiceSpec| Service {
         metadata: deployment.child_with(Component::Postgres, suffix),
@@ -257,7 +266,7 @@ fn config_map(deployment: &Deployment) -> ConfigMap {
             "use_endpoints": true,
             "namespace": deployment.namespace,
             "labels": labels,
-            "scope_label": "sextant.dev/postgres-scope",
+            "scope_label": SCOPE_LABEL,
             "role_label": ROLE_LABEL,
             "leader_label_value": PRIMARY,
             "follower_label_value": REPLICA,
@@ -280,6 +289,8 @@ fn config_map(deployment: &Deployment) -> ConfigMap {
             "listen": format!("0.0.0.0:{PORT}"),
             "data_dir": format!("{DATA}/pgdata"),
             "pgpass": "/tmp/pgpass",
+            // Else a new replica waits minutes for the primary's next checkpoint.
+            "basebackup": [{"checkpoint": "fast"}],
             "remove_data_directory_on_rewind_failure": true,
             "remove_data_directory_on_diverged_timelines": true,
             "use_unix_socket": true,
@@ -298,21 +309,41 @@ fn config_map(deployment: &Deployment) -> ConfigMap {
             ],
         },
     });
-    // The password goes in as a variable of psql, from the environment: not in the process list.
-    let script = format!(
+    // Passwords go in as variables of psql, from the environment: not in the process list. Patroni
+    // makes the role of replication itself, but only after this.
+    let post_bootstrap = format!(
         "set -eu
 psql -v ON_ERROR_STOP=1 -h /tmp -U postgres -d postgres <<'SQL'
 \\getenv password SEXTANT_PASSWORD
 CREATE ROLE {DATABASE} LOGIN PASSWORD :'password';
 CREATE DATABASE {DATABASE} OWNER {DATABASE};
+\\getenv password PATRONI_REPLICATION_PASSWORD
+CREATE ROLE replication LOGIN REPLICATION PASSWORD :'password';
 SQL
+touch {DATA}/pgdata/{COMPLETE}
+sync {DATA}/pgdata
+"
+    );
+    // A pod that was killed while it made or copied the data has left what looks like a database. A
+    // copy ends with pg_control; without it nothing can be had from it.
+    let start = format!(
+        "set -eu
+cd {DATA}
+if [ -e pgdata ] && [ ! -e pgdata/global/pg_control ]; then
+    rm -rf pgdata
+elif [ -e pgdata ] && [ ! -e pgdata/{COMPLETE} ]; then
+    rm -rf pgdata.incomplete
+    mv pgdata pgdata.incomplete
+fi
+exec patroni {CONFIG}/patroni.yaml
 "
     );
     ConfigMap {
         metadata: deployment.child(Component::Postgres),
         data: Some(BTreeMap::from([
             ("patroni.yaml".to_owned(), serde_json::to_string_pretty(&config).unwrap_or_default()),
-            ("post-bootstrap.sh".to_owned(), script),
+            ("post-bootstrap.sh".to_owned(), post_bootstrap),
+            ("start.sh".to_owned(), start),
         ])),
         ..ConfigMap::default()
     }
@@ -334,7 +365,7 @@ fn stateful_set(deployment: &Deployment, observed: &Observed, config: &ConfigMap
         Timing { period: 10, timeout: 5, failures }.http(path, "patroni")
     };
     let container = Container {
-        command: Some(vec!["patroni".to_owned(), format!("{CONFIG}/patroni.yaml")]),
+        command: Some(vec!["sh".to_owned(), format!("{CONFIG}/start.sh")]),
         ports: Some(vec![pod::port("postgres", PORT), pod::port("patroni", PATRONI_PORT)]),
         env: Some(vec![
             field_env("PATRONI_NAME", "metadata.name"),
@@ -388,19 +419,22 @@ fn stateful_set(deployment: &Deployment, observed: &Observed, config: &ConfigMap
         termination_grace_period_seconds: Some(90),
         ..PodSpec::default()
     };
+    let mut template = deployment.pod_template(Component::Postgres, &spec.scheduling, hash, pod);
+    let labels = template.metadata.get_or_insert_default().labels.get_or_insert_default();
+    labels.insert(SCOPE_LABEL.to_owned(), scope(deployment));
     StatefulSet {
         metadata: deployment.child(Component::Postgres),
         spec: Some(StatefulSetSpec {
             replicas: Some(if deployment.spec.hibernate { 0 } else { spec.instances() }),
             selector: deployment.selector(Component::Postgres),
-            service_name: Some(format!("{}-config", scope(deployment))),
+            service_name: Some(patroni_config(deployment)),
             pod_management_policy: Some("Parallel".to_owned()),
             // Kubernetes would begin with the highest number, primary or not: see `rollout_step`.
             update_strategy: Some(StatefulSetUpdateStrategy {
                 type_: Some("OnDelete".to_owned()),
                 rolling_update: None,
             }),
-            template: deployment.pod_template(Component::Postgres, &spec.scheduling, hash, pod),
+            template,
             volume_claim_templates: Some(vec![claim(&spec.storage)]),
             ..StatefulSetSpec::default()
         }),
