@@ -1,1 +1,11 @@
-fn main() {}
+//! Sextant on a real Kubernetes: installed as the README says, used, and broken on purpose.
+//!
+//! One test at a time, on one stack that the first of them installs: `make e2e`.
+
+#![allow(clippy::unwrap_used, reason = "a failure here is a failed test")]
+
+mod install;
+mod operator;
+mod postgres;
+mod serving;
+mod support;

@@ -1,0 +1,1 @@
+//! The operator itself is killed, frozen, upgraded.

@@ -1,0 +1,1 @@
+//! What becomes of searches while servers and caches come and go.

@@ -1,0 +1,135 @@
+//! The stack that all tests share, installed by the README's commands.
+
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+use tokio::sync::OnceCell;
+
+use super::{Cluster, Load, repository, until};
+
+/// As in the README.
+pub const NAMESPACE: &str = "search";
+pub const NAME: &str = "sextant";
+const README_HEADING: &str = "## On Kubernetes";
+
+/// How the installation went.
+#[derive(Clone, Debug, Default)]
+pub struct Installed {
+    /// From the first command to an answer that is right.
+    pub first_search: Duration,
+    /// Until every component has all of its pods.
+    pub whole: Duration,
+    /// What the commands printed.
+    pub output: String,
+}
+
+pub struct Stack {
+    pub cluster: Cluster,
+}
+
+impl Stack {
+    /// The stack, as healthy as an earlier test has left it. With `SEXTANT_E2E_REUSE` one that is there
+    /// is taken as it is.
+    pub async fn get() -> (Self, Installed) {
+        static INSTALLED: OnceCell<Installed> = OnceCell::const_new();
+        let stack = Self { cluster: Cluster::of_environment() };
+        let installed = INSTALLED.get_or_init(|| stack.install()).await.clone();
+        stack.whole(Duration::from_mins(3)).await;
+        (stack, installed)
+    }
+
+    pub fn load(&self) -> Load<'_> {
+        Load(&self.cluster)
+    }
+
+    async fn install(&self) -> Installed {
+        let cluster = &self.cluster;
+        let there = cluster.try_sh("kubectl get searchdeployment -n search sextant").await.is_ok();
+        if there && std::env::var_os("SEXTANT_E2E_REUSE").is_some() {
+            self.load().begin().await;
+            return Installed::default();
+        }
+        self.remove().await;
+        let begin = Instant::now();
+        let mut script = readme_commands();
+        script = script.replace("8080", &free_port().to_string());
+        // Its port-forward is a job of the script, which ends with it.
+        let output = cluster.sh(&format!("trap 'kill $(jobs -p)' EXIT\n{script}")).await;
+        let first_search = begin.elapsed();
+        self.whole(Duration::from_mins(5)).await;
+        let whole = begin.elapsed();
+        self.load().begin().await;
+        Installed { first_search, whole, output }
+    }
+
+    /// Whatever an earlier run has left.
+    async fn remove(&self) {
+        let script = "
+            kubectl delete searchdeployments --all --all-namespaces --ignore-not-found 2>/dev/null || true
+            helm uninstall sextant --namespace sextant --ignore-not-found --wait
+            kubectl delete namespace search sextant --ignore-not-found --wait
+            kubectl delete crd searchdeployments.sextant.dev --ignore-not-found";
+        self.cluster.sh(script).await;
+    }
+
+    pub async fn status(&self) -> Value {
+        let object = self.cluster.get(&format!("searchdeployment -n {NAMESPACE} {NAME}")).await;
+        let mut status = object["status"].clone();
+        status["isObserved"] =
+            (object["metadata"]["generation"] == status["observedGeneration"]).into();
+        status
+    }
+
+    /// Waits until nothing is left to do and nothing is missing.
+    pub async fn whole(&self, patience: Duration) {
+        until("the stack is whole", patience, async || {
+            let status = self.status().await;
+            if status["phase"] == "Ready"
+                && status["health"] == "green"
+                && status["isObserved"] == true
+            {
+                return Ok(());
+            }
+            Err(serde_json::to_string_pretty(&status).unwrap())
+        })
+        .await;
+    }
+
+    /// Changes the spec by a merge patch.
+    pub async fn patch(&self, spec: &Value) {
+        let patch = serde_json::json!({"spec": spec});
+        self.cluster
+            .sh(&format!(
+                "kubectl patch searchdeployment -n {NAMESPACE} {NAME} --type merge -p '{patch}'"
+            ))
+            .await;
+    }
+
+    /// Names and UIDs of the pods of a component.
+    pub async fn pods(&self, component: &str) -> Vec<(String, String)> {
+        let list = self
+            .cluster
+            .get(&format!("pods -n {NAMESPACE} -l app.kubernetes.io/component={component}"))
+            .await;
+        let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+        let pods = list["items"].as_array().unwrap().iter();
+        pods.map(|pod| (text(&pod["metadata"]["name"]), text(&pod["metadata"]["uid"]))).collect()
+    }
+}
+
+/// The commands of the README's section, in order.
+fn readme_commands() -> String {
+    let readme = std::fs::read_to_string(repository("README.md")).unwrap();
+    let section =
+        readme.split(README_HEADING).nth(1).expect("the section").split("\n## ").next().unwrap();
+    let mut commands = String::new();
+    for block in section.split("```sh\n").skip(1) {
+        commands += block.split("```").next().unwrap();
+    }
+    assert!(commands.contains("helm install"), "{commands}");
+    commands
+}
+
+fn free_port() -> u16 {
+    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
