@@ -313,7 +313,10 @@ async fn postgres(
         }
         Ok(Step::BeginAgain) => {
             let note = "the pod that began to make the Postgres cluster is gone: another may begin";
-            context.report.event(object, EventType::Warning, "PostgresBegun", note.to_owned()).await;
+            context
+                .report
+                .event(object, EventType::Warning, "PostgresBegun", note.to_owned())
+                .await;
             (cluster, Ok(conflict), PATRONI_STEP)
         }
         Err(error) => (cluster, Err(error), PATRONI_STEP),

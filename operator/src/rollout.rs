@@ -147,8 +147,7 @@ impl Rollout {
     async fn begin_again(&self, deployment: &Deployment) -> Result<Step, Error> {
         let api: Api<Endpoints> = Api::namespaced(self.client.clone(), &deployment.namespace);
         let name = patroni_config(deployment);
-        let failed =
-            |source| Error::BeginAgain { name: name.clone(), source: Box::new(source) };
+        let failed = |source| Error::BeginAgain { name: name.clone(), source: Box::new(source) };
         let Some(object) = api.get_opt(&name).await.map_err(failed)? else {
             return Ok(Step::UnderWay);
         };

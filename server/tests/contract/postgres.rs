@@ -116,6 +116,27 @@ async fn a_certificate_is_believed_of_the_given_authority_and_for_the_right_host
 }
 
 #[tokio::test]
+async fn a_write_that_no_replica_has_is_not_acknowledged() {
+    let (_folder, [postgres]) = cluster().await;
+    let short = PostgresOptions {
+        statement_timeout: Duration::from_millis(500),
+        ..options(&postgres.url("postgres"), &[])
+    };
+    let store = connect(short).await;
+    let made = collection(&store, "a").await;
+    // The replica is gone: a commit waits for it without end, whatever a statement may take.
+    postgres.ask("ALTER SYSTEM SET synchronous_standby_names = 'gone'").await.unwrap();
+    postgres.ask("SELECT pg_reload_conf()").await.unwrap();
+    until("the setting", || async {
+        postgres.ask("SHOW synchronous_standby_names").await.is_ok_and(|value| value == "gone")
+    })
+    .await
+    .unwrap();
+    let outcome = store.upsert(made.id, &[write("1", "one")], None).await.map(drop);
+    assert!(matches!(outcome, Err(StoreError::Unavailable { .. })), "{outcome:?}");
+}
+
+#[tokio::test]
 async fn a_server_starts_on_a_database_that_a_newer_one_migrated() {
     let url = database().await;
     connect(options(&url, &[])).await.close().await;
