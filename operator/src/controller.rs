@@ -83,6 +83,7 @@ type SecretData = std::collections::BTreeMap<String, ByteString>;
 
 /// How often Patroni is asked; more often while Postgres is changed.
 const PATRONI_PERIOD: Duration = Duration::from_secs(30);
+/// The same while a change is under way.
 const PATRONI_STEP: Duration = Duration::from_secs(3);
 
 pub struct Options {
@@ -263,6 +264,7 @@ async fn reconcile_once(object: &SearchDeployment, context: &Context) -> Result<
         failed => (None, failed, RESYNC),
     };
     let outcome = match &made {
+        Ok(None) if wait == PATRONI_STEP => Outcome::PostgresChanging,
         Ok(None) => Outcome::Applied,
         Ok(Some(conflict)) => {
             Outcome::Failed { reason: "FieldConflict", message: conflict.clone() }

@@ -2,7 +2,7 @@
 //! copies of replicas that are beyond repair.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use k8s_openapi::api::core::v1::{Endpoints, Pod};
@@ -24,6 +24,8 @@ use crate::validate::Deployment;
 const FORGET_AFTER: Duration = Duration::from_hours(24);
 /// For how long nobody may be at work on a cluster that was never made, until another may begin.
 const ABANDONED_AFTER: Duration = Duration::from_secs(20);
+/// Until all members know of new settings, and say whether a restart is needed: two of their rounds.
+const SETTINGS_KNOWN_AFTER: Duration = Duration::from_secs(12);
 /// Patroni's mark, empty from the moment in which a member begins to make the cluster until it is made.
 const INITIALIZE: &str = "initialize";
 
@@ -44,6 +46,8 @@ pub struct Rollout {
     failed: Mutex<HashMap<(String, String), Instant>>,
     /// By namespace and name of the SearchDeployment: since when nobody leads or begins.
     idle: Mutex<HashMap<(String, String), Instant>>,
+    /// The same: when its settings were changed.
+    patched: Mutex<HashMap<(String, String), Instant>>,
 }
 
 /// What a step did.
@@ -59,7 +63,14 @@ pub enum Step {
 
 impl Rollout {
     pub fn new(client: Client, patroni: Patroni, rebuild_after: Duration) -> Self {
-        Self { client, patroni, rebuild_after, failed: Mutex::default(), idle: Mutex::default() }
+        Self {
+            client,
+            patroni,
+            rebuild_after,
+            failed: Mutex::default(),
+            idle: Mutex::default(),
+            patched: Mutex::default(),
+        }
     }
 
     /// What Patroni says, and the address of who said it. `None` while no pod has an address.
@@ -109,6 +120,7 @@ impl Rollout {
         };
         if let Some(patch) = settings_patch(&live, &dynamic_configuration(deployment)) {
             patroni.patch_config(ip, &password, &patch).await.map_err(refused)?;
+            lock(&self.patched).insert(key(deployment), Instant::now());
             return Ok(Step::UnderWay);
         }
         let of = |name: &str| addresses(observed).find(|(pod, _)| pod == name).map(|(_, ip)| ip);
@@ -122,7 +134,8 @@ impl Rollout {
         let members = members(deployment, observed, cluster);
         let instances = usize::try_from(deployment.spec.postgres.instances()).unwrap_or_default();
         match rollout_step(&members, instances) {
-            RolloutStep::Done => return Ok(Step::Done),
+            RolloutStep::Done if self.settings_are_known(deployment) => return Ok(Step::Done),
+            RolloutStep::Done => {}
             RolloutStep::Wait => {}
             RolloutStep::Replace(name) => delete_pod(&self.client, observed, &name).await?,
             RolloutStep::Switchover { from, to } => {
@@ -137,9 +150,13 @@ impl Rollout {
     }
 
     fn is_abandoned(&self, deployment: &Deployment, cluster: &Cluster) -> bool {
-        let key = (deployment.namespace.clone(), deployment.name.clone());
-        let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
-        abandoned(&mut idle, key, cluster, Instant::now())
+        abandoned(&mut lock(&self.idle), key(deployment), cluster, Instant::now())
+    }
+
+    fn settings_are_known(&self, deployment: &Deployment) -> bool {
+        let mut patched = lock(&self.patched);
+        patched.retain(|_, since| since.elapsed() < SETTINGS_KNOWN_AFTER);
+        !patched.contains_key(&key(deployment))
     }
 
     /// A member that was killed while it made the cluster has left its mark, and the others wait for
@@ -164,9 +181,16 @@ impl Rollout {
     }
 
     fn overdue(&self, namespace: &str, cluster: &Cluster) -> Option<String> {
-        let mut failed = self.failed.lock().unwrap_or_else(PoisonError::into_inner);
-        overdue(&mut failed, namespace, cluster, self.rebuild_after, Instant::now())
+        overdue(&mut lock(&self.failed), namespace, cluster, self.rebuild_after, Instant::now())
     }
+}
+
+fn key(deployment: &Deployment) -> (String, String) {
+    (deployment.namespace.clone(), deployment.name.clone())
+}
+
+fn lock<T>(of: &Mutex<T>) -> MutexGuard<'_, T> {
+    of.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Whether nobody has led, or worked on becoming the leader, for a while.

@@ -24,6 +24,8 @@ const LAG_STEP: i64 = 1 << 20;
 pub enum Outcome<'a> {
     /// Whether anything was changed does not matter: the pods show it.
     Applied,
+    /// Objects are as wanted; Patroni is at work on Postgres, one member after the other.
+    PostgresChanging,
     Paused {
         pending: &'a [Change],
     },
@@ -153,7 +155,7 @@ pub fn status(
         Outcome::Paused { .. } => Phase::Paused,
         Outcome::Applied if deployment.spec.hibernate && settled => Phase::Hibernated,
         Outcome::Applied if settled => Phase::Ready,
-        Outcome::Applied => Phase::Progressing,
+        Outcome::Applied | Outcome::PostgresChanging => Phase::Progressing,
     };
     let mut conditions =
         Conditions { before, generation: deployment.generation, now, all: Vec::new() };
@@ -257,10 +259,15 @@ impl Conditions<'_> {
                 Health::Red => self.add("Ready", false, "ComponentsNotReady", &waiting),
             }
         }
-        if matches!(outcome, Outcome::Applied) && !unsettled.is_empty() {
-            self.add("Progressing", true, "PodsNotReady", &waiting);
-        } else {
-            self.add("Progressing", false, "Settled", "nothing is under way");
+        match outcome {
+            Outcome::Applied | Outcome::PostgresChanging if !unsettled.is_empty() => {
+                self.add("Progressing", true, "PodsNotReady", &waiting);
+            }
+            Outcome::PostgresChanging => {
+                let message = "Postgres is changed, one member after the other";
+                self.add("Progressing", true, "PostgresChanging", message);
+            }
+            _ => self.add("Progressing", false, "Settled", "nothing is under way"),
         }
         match outcome {
             Outcome::Failed { reason, message } => self.add("Degraded", true, reason, message),

@@ -4,11 +4,12 @@ use std::collections::BTreeMap;
 
 use k8s_openapi::api::apps::v1::{DeploymentStrategy, RollingUpdateDeployment};
 use k8s_openapi::api::core::v1::{
-    Capabilities, ConfigMap, ConfigMapVolumeSource, Container, ContainerPort, EmptyDirVolumeSource,
-    EnvVar, EnvVarSource, ExecAction, HTTPGetAction, KeyToPath, LocalObjectReference,
-    ObjectFieldSelector, PodSecurityContext, PodSpec, PodTemplateSpec, Probe, SeccompProfile,
-    SecretKeySelector, SecretVolumeSource, SecurityContext, TCPSocketAction,
-    TopologySpreadConstraint, Volume, VolumeMount,
+    Affinity, Capabilities, ConfigMap, ConfigMapVolumeSource, Container, ContainerPort,
+    EmptyDirVolumeSource, EnvVar, EnvVarSource, ExecAction, HTTPGetAction, KeyToPath,
+    LocalObjectReference, ObjectFieldSelector, PodAffinityTerm, PodAntiAffinity,
+    PodSecurityContext, PodSpec, PodTemplateSpec, Probe, SeccompProfile, SecretKeySelector,
+    SecretVolumeSource, SecurityContext, TCPSocketAction, TopologySpreadConstraint, Volume,
+    VolumeMount, WeightedPodAffinityTerm,
 };
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
@@ -21,6 +22,8 @@ use crate::validate::Deployment;
 
 /// Pods with another configuration have another value.
 pub const CONFIG_HASH: &str = "sextant.dev/config-hash";
+
+const NODE: &str = "kubernetes.io/hostname";
 
 /// The user of all processes, as in the images.
 pub const USER: i64 = 10_001;
@@ -60,10 +63,36 @@ impl Deployment {
                         .collect(),
                 ),
                 priority_class_name: scheduling.priority_class.clone(),
+                affinity: self.apart(component, scheduling.spread),
                 topology_spread_constraints: self.spread(component, scheduling.spread),
                 ..spec
             }),
         }
+    }
+
+    /// Pods of a component keep away from each other: from the same node, then from the same zone.
+    /// Affinities, as a preferred spread over zones would undo that over nodes where nodes have no zone.
+    ///
+    /// # Source
+    /// Kubernetes, `pkg/scheduler/framework/plugins/podtopologyspread/scoring.go`: nodes without one of
+    /// the keys are not scored at all.
+    fn apart(&self, component: Component, spread: Spread) -> Option<Affinity> {
+        let from = |key: &str, weight: i32| WeightedPodAffinityTerm {
+            weight,
+            pod_affinity_term: PodAffinityTerm {
+                label_selector: Some(self.selector(component)),
+                topology_key: key.to_owned(),
+                ..PodAffinityTerm::default()
+            },
+        };
+        let terms = vec![from(NODE, 100), from("topology.kubernetes.io/zone", 50)];
+        (spread != Spread::None).then(|| Affinity {
+            pod_anti_affinity: Some(PodAntiAffinity {
+                preferred_during_scheduling_ignored_during_execution: Some(terms),
+                ..PodAntiAffinity::default()
+            }),
+            ..Affinity::default()
+        })
     }
 
     fn spread(
@@ -71,22 +100,17 @@ impl Deployment {
         component: Component,
         spread: Spread,
     ) -> Option<Vec<TopologySpreadConstraint>> {
-        let over = |key: &str, when: &str| TopologySpreadConstraint {
-            max_skew: 1,
-            topology_key: key.to_owned(),
-            when_unsatisfiable: when.to_owned(),
-            label_selector: Some(self.selector(component)),
-            ..TopologySpreadConstraint::default()
-        };
-        let nodes = match spread {
-            Spread::Preferred => "ScheduleAnyway",
-            Spread::Required => "DoNotSchedule",
-            Spread::None => return None,
-        };
-        Some(vec![
-            over("kubernetes.io/hostname", nodes),
-            over("topology.kubernetes.io/zone", "ScheduleAnyway"),
-        ])
+        (spread == Spread::Required).then(|| {
+            vec![TopologySpreadConstraint {
+                max_skew: 1,
+                topology_key: NODE.to_owned(),
+                when_unsatisfiable: "DoNotSchedule".to_owned(),
+                label_selector: Some(self.selector(component)),
+                // A node that is lost or drained does not keep pods from the others.
+                node_taints_policy: Some("Honor".to_owned()),
+                ..TopologySpreadConstraint::default()
+            }]
+        })
     }
 
     /// A container that may do nothing but its work. What it is given of these is kept.

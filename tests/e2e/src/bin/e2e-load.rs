@@ -248,7 +248,10 @@ async fn baseline(
     Ok(Json(answer))
 }
 
-async fn start(State(load): State<Arc<Load>>, Json(rates): Json<Rates>) -> Json<Value> {
+/// The body is JSON, whatever its header says: `kubectl create --raw` sends none.
+async fn start(State(load): State<Arc<Load>>, rates: String) -> Answer {
+    let rates: Rates = serde_json::from_str(&rates)
+        .map_err(|error| (StatusCode::BAD_REQUEST, error.to_string()))?;
     halt(&load);
     load.finished();
     let searches =
@@ -260,7 +263,7 @@ async fn start(State(load): State<Arc<Load>>, Json(rates): Json<Rates>) -> Json<
             load.one_write().await;
         }));
     *lock(&load.running) = vec![searches, writes];
-    Json(Value::Null)
+    Ok(Json(Value::Null))
 }
 
 /// One after the other, whether the earlier ones are answered or not.

@@ -2,10 +2,12 @@
 
 mod cluster;
 mod load;
+mod probe;
 mod stack;
 
 pub use cluster::{Cluster, repository};
 pub use load::Load;
+pub use probe::Probe;
 pub use stack::{NAME, NAMESPACE, Stack};
 
 use std::time::{Duration, Instant};

@@ -10,6 +10,7 @@ use super::{Cluster, Load, repository, until};
 /// As in the README.
 pub const NAMESPACE: &str = "search";
 pub const NAME: &str = "sextant";
+const POSTGRES: &str = "app.kubernetes.io/component=postgres";
 const README_HEADING: &str = "## On Kubernetes";
 
 /// How the installation went.
@@ -84,13 +85,11 @@ impl Stack {
     pub async fn whole(&self, patience: Duration) {
         until("the stack is whole", patience, async || {
             let status = self.status().await;
-            if status["phase"] == "Ready"
-                && status["health"] == "green"
-                && status["isObserved"] == true
-            {
-                return Ok(());
+            let ready = status["phase"] == "Ready" && status["health"] == "green";
+            if !ready || status["isObserved"] != true {
+                return Err(serde_json::to_string_pretty(&status).unwrap());
             }
-            Err(serde_json::to_string_pretty(&status).unwrap())
+            self.synchronous_replica().await.map(drop).ok_or("no replica in step".to_owned())
         })
         .await;
     }
@@ -103,6 +102,53 @@ impl Stack {
                 "kubectl patch searchdeployment -n {NAMESPACE} {NAME} --type merge -p '{patch}'"
             ))
             .await;
+    }
+
+    /// The pod that holds Patroni's lock.
+    pub async fn primary(&self) -> Option<String> {
+        let lock = format!(
+            "kubectl get endpoints -n {NAMESPACE} {NAME}-postgres-rw -o jsonpath='{{.metadata.annotations.leader}}' 2>/dev/null"
+        );
+        self.cluster.try_sh(&lock).await.ok().filter(|name| !name.is_empty())
+    }
+
+    /// The replica that has every acknowledged write. For some seconds after a change of the primary
+    /// there is none, and nobody could take over.
+    pub async fn synchronous_replica(&self) -> Option<String> {
+        let sync = format!(
+            "kubectl get endpoints -n {NAMESPACE} {NAME}-postgres-rw-sync -o jsonpath='{{.metadata.annotations.sync_standby}}' 2>/dev/null"
+        );
+        self.cluster.try_sh(&sync).await.ok().filter(|name| !name.is_empty())
+    }
+
+    /// Moves the primary to the other pod.
+    pub async fn switchover(&self) {
+        let primary = self.primary().await.unwrap();
+        let patronictl = "patronictl -c /etc/patroni/patroni.yaml switchover --force";
+        self.cluster.sh(&format!("kubectl exec -n {NAMESPACE} {primary} -- {patronictl}")).await;
+        self.whole(Duration::from_mins(2)).await;
+    }
+
+    /// Where it can be cut off, and its replica on the first.
+    pub async fn primary_on_the_second_node(&self) {
+        let nodes = async || {
+            let pods = self.cluster.get(&format!("pods -n {NAMESPACE} -l {POSTGRES}")).await;
+            let pods = pods["items"].as_array().unwrap().clone();
+            let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+            let of = |pod: &Value| (text(&pod["metadata"]["name"]), text(&pod["spec"]["nodeName"]));
+            pods.iter().map(of).collect::<Vec<_>>()
+        };
+        let before = nodes().await;
+        if before.iter().all(|(_, node)| *node == before[0].1) {
+            // After the loss of a node; a new pod keeps away from the other.
+            let replica = self.synchronous_replica().await.unwrap();
+            self.cluster.sh(&format!("kubectl delete pod -n {NAMESPACE} {replica}")).await;
+            self.whole(Duration::from_mins(2)).await;
+        }
+        let primary = self.primary().await.unwrap();
+        if nodes().await.contains(&(primary, "node1".to_owned())) {
+            self.switchover().await;
+        }
     }
 
     /// Names and UIDs of the pods of a component.
