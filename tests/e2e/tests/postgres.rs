@@ -3,31 +3,12 @@
 
 use std::time::Duration;
 
-use serde_json::{Value, json};
-use sextant_e2e::load::{Kind, Rates, Report};
+use serde_json::json;
+use sextant_e2e::load::{Kind, Report};
 
-use crate::support::{NAMESPACE, Probe, Stack, figure, until};
+use crate::support::{AROUND, NAMESPACE, Probe, Stack, figure, through, until};
 
-const RATES: Rates = Rates { searches_per_second: 10.0, writes_per_second: 10.0 };
-/// Of load before a fault, and after everything is well again.
-const AROUND: Duration = Duration::from_secs(5);
 const DATA: &str = "/var/lib/postgresql/data/pgdata";
-
-/// Load around a fault, until the stack is whole again. Nothing acknowledged is lost.
-async fn through(stack: &Stack, fault: impl AsyncFnOnce()) -> Report {
-    let load = stack.load();
-    load.start(RATES).await;
-    tokio::time::sleep(AROUND).await;
-    fault().await;
-    stack.whole(Duration::from_mins(5)).await;
-    tokio::time::sleep(AROUND).await;
-    let report = load.stop().await;
-    let (acknowledged, missing) = load.lost().await;
-    assert_eq!(missing, Vec::<Value>::new(), "of {acknowledged} acknowledged writes; {report}");
-    let searches = report.searches();
-    assert_eq!((searches.empty, searches.wrong), (0, 0), "{report}");
-    report
-}
 
 /// Waits until another pod than this is the primary.
 async fn until_another_is_primary(stack: &Stack, old: &str) {

@@ -1,1 +1,93 @@
 //! What becomes of searches while servers and caches come and go.
+
+use std::time::Duration;
+
+use serde_json::json;
+
+use crate::support::{NAME, NAMESPACE, Stack, figure, through, until};
+
+/// No search fails, and none is false.
+async fn without_a_failed_search(what: &str, stack: &Stack, fault: impl AsyncFnOnce()) {
+    let report = through(stack, fault).await;
+    figure(&format!("{what}: {report}"));
+    assert!(report.searches().is_flawless(), "{report}");
+}
+
+/// Waits until the Deployment of the API has this many pods, all ready and of the present template.
+async fn until_servers(stack: &Stack, wanted: u64) {
+    until("servers", Duration::from_mins(3), async || {
+        let status = stack.cluster.get(&format!("deployment -n {NAMESPACE} {NAME}-api")).await;
+        let observed = status["status"]["observedGeneration"] == status["metadata"]["generation"];
+        let number = |field: &str| status["status"][field].as_u64().unwrap_or_default();
+        let all = ["replicas", "updatedReplicas", "readyReplicas"].map(number);
+        if observed && all == [wanted; 3] { Ok(()) } else { Err(status["status"].to_string()) }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn no_search_fails_when_redis_is_deleted() {
+    let (stack, _) = Stack::get().await;
+    without_a_failed_search("Redis deleted", &stack, async || {
+        stack.delete_pods("redis", "").await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn no_search_fails_when_a_server_is_deleted_or_killed() {
+    let (stack, _) = Stack::get().await;
+    for (what, how) in [("deleted", ""), ("killed", "--grace-period=0 --force")] {
+        without_a_failed_search(&format!("server {what}"), &stack, async || {
+            let (pod, _) = stack.pods("api").await.remove(0);
+            stack
+                .cluster
+                .sh(&format!("kubectl delete pod -n {NAMESPACE} {pod} {how} 2>/dev/null"))
+                .await;
+        })
+        .await;
+    }
+}
+
+#[tokio::test]
+async fn no_search_fails_during_a_rolling_update_of_the_servers() {
+    let (stack, _) = Stack::get().await;
+    let before = stack.pods("api").await;
+    without_a_failed_search("rolling update of the servers", &stack, async || {
+        // Another each time, also on a stack that is used again.
+        let bytes = 100_000_000 + std::process::id();
+        stack.patch(&json!({"cache": {"nearMemory": bytes.to_string()}})).await;
+        until("new servers", Duration::from_mins(3), async || {
+            let pods = stack.pods("api").await;
+            let replaced = pods.iter().all(|pod| !before.contains(pod));
+            if replaced { Ok(()) } else { Err(format!("{pods:?}")) }
+        })
+        .await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn no_search_fails_while_an_autoscaler_goes_from_one_server_to_five_and_back() {
+    let (stack, _) = Stack::get().await;
+    let scale = async |replicas: u64| {
+        let command =
+            format!("kubectl scale -n {NAMESPACE} deployment/{NAME}-api --replicas={replicas}");
+        stack.cluster.sh(&command).await;
+        until_servers(&stack, replicas).await;
+    };
+    // The calls are those of an autoscaler, which itself has no metrics to go by here.
+    let resources = json!({"requests": {"cpu": "100m", "memory": "256Mi"}});
+    stack
+        .patch(&json!({"api": {"resources": resources, "autoscaling": {"minReplicas": 1, "maxReplicas": 5}}}))
+        .await;
+    stack.whole(Duration::from_mins(3)).await;
+    without_a_failed_search("one server to five and back", &stack, async || {
+        for replicas in [1, 5, 1] {
+            scale(replicas).await;
+        }
+    })
+    .await;
+    stack.patch(&json!({"api": {"resources": null, "autoscaling": null, "replicas": null}})).await;
+    stack.whole(Duration::from_mins(3)).await;
+}

@@ -12,6 +12,13 @@ pub use stack::{NAME, NAMESPACE, Stack};
 
 use std::time::{Duration, Instant};
 
+use serde_json::Value;
+use sextant_e2e::load::{Rates, Report};
+
+const RATES: Rates = Rates { searches_per_second: 10.0, writes_per_second: 10.0 };
+/// Of load before a fault, and after everything is well again.
+pub const AROUND: Duration = Duration::from_secs(5);
+
 /// Asks again until this holds.
 ///
 /// # Panics
@@ -36,4 +43,20 @@ pub async fn until<T>(
 /// A measured figure, for docs/benchmarks.md.
 pub fn figure(what: &str) {
     println!("figure: {what}");
+}
+
+/// Load around a fault, until the stack is whole again. Nothing acknowledged is lost.
+pub async fn through(stack: &Stack, fault: impl AsyncFnOnce()) -> Report {
+    let load = stack.load();
+    load.start(RATES).await;
+    tokio::time::sleep(AROUND).await;
+    fault().await;
+    stack.whole(Duration::from_mins(5)).await;
+    tokio::time::sleep(AROUND).await;
+    let report = load.stop().await;
+    let (acknowledged, missing) = load.lost().await;
+    assert_eq!(missing, Vec::<Value>::new(), "of {acknowledged} acknowledged writes; {report}");
+    let searches = report.searches();
+    assert_eq!((searches.empty, searches.wrong), (0, 0), "{report}");
+    report
 }

@@ -151,6 +151,14 @@ impl Stack {
         }
     }
 
+    /// Deletes pods of a component, and does not wait.
+    pub async fn delete_pods(&self, component: &str, which: &str) {
+        let labels = format!("app.kubernetes.io/component={component}");
+        self.cluster
+            .sh(&format!("kubectl delete pod -n {NAMESPACE} -l {labels} {which} --wait=false"))
+            .await;
+    }
+
     /// Names and UIDs of the pods of a component.
     pub async fn pods(&self, component: &str) -> Vec<(String, String)> {
         let list = self
