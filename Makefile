@@ -28,6 +28,8 @@ run-full: export DATA_DIR := $(value DATA_DIR)
 run-full: export SEXTANT_EMBEDDER__MODEL_DIR = $(MODEL_DIR)
 run-full: export SEXTANT_EMBEDDER__DEVICE = $(value DEVICE)
 
+images: export DEVICE := $(value DEVICE)
+
 MAKEFLAGS += --no-print-directory
 # Under `make -j`, cargo would look for the jobserver that this names, which is not open to it.
 unexport MAKEFLAGS
@@ -41,12 +43,12 @@ CARGO_ARGS := --release --locked
 # cargo uses all cores by itself, and the targets build on each other.
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
-.PHONY: help setup build run run-full test fmt fmt-check lint deny openapi crds generated bench clean
+.PHONY: help setup build run run-full images cluster-up cluster-down e2e test fmt fmt-check lint deny openapi crds generated bench clean
 
 help: ## List the targets
 	@echo 'usage: make TARGET [PORT=8080] [DATA_DIR=.data] [DEVICE=auto]'
 	@echo
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' Makefile
 
 setup: ## Check the tools; fetch libtorch and the model, once
 	$(SETUP) tools libs
@@ -61,6 +63,21 @@ run-full: build ## The same with Redis, Postgres, Milvus, three servers and ngin
 	$(SETUP) services milvus
 	@cargo build $(CARGO_ARGS) -p sextant-stack --bin run-full
 	@exec "$$CARGO_TARGET_DIR/release/run-full" --seed exercises=deploy/samples/exercises.ndjson
+
+images: build ## Images of server, operator and Postgres, with docker or buildah; DEVICE=cuda
+	@deploy/images/build.sh server operator postgres
+
+cluster-up: build ## A Kubernetes of two nodes on this machine, with the images in it; needs root
+	$(SETUP) kubernetes charts cluster milvus
+	@cargo build $(CARGO_ARGS) -p sextant-e2e
+	@tests/e2e/cluster.sh up
+	@tests/e2e/images.sh server operator postgres redis milvus load
+
+cluster-down: ## End it
+	@tests/e2e/cluster.sh down
+
+e2e: ## Tests on a real Kubernetes: a new one of our own, or that of KUBECONFIG with USE_EXISTING_CLUSTER=true
+	@tests/e2e/run.sh $(ARGS)
 
 test: build ## All tests; they need chromium, Redis, Postgres, nginx, HAProxy, Go, etcd
 	$(SETUP) browser services milvus milvus23 kubernetes charts

@@ -21,6 +21,7 @@ use std::sync::Arc;
 use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::Secret;
 use k8s_openapi::jiff::civil::Date;
+use kube::ResourceExt;
 use kube::api::{ApiResource, DynamicObject};
 use rand::Rng;
 use serde::Serialize;
@@ -168,13 +169,24 @@ pub struct Observed {
     pub objects: BTreeMap<(Kind, String), Arc<DynamicObject>>,
     /// Secrets that the spec refers to and that are not the operator's.
     pub referenced: BTreeMap<String, BTreeMap<String, ByteString>>,
-    /// Pods of the managed Postgres, by name.
-    pub postgres_pods: Vec<Arc<DynamicObject>>,
+    /// All of its pods, by name, without their specs.
+    pub pods: Vec<Arc<DynamicObject>>,
     /// Kinds whose CRDs are not installed.
     pub missing: Vec<Kind>,
+    /// Secrets that the spec names and that are not there: pods wait for them without a word.
+    pub missing_secrets: Vec<String>,
 }
 
 impl Observed {
+    /// Pods of the managed Postgres, by name.
+    pub fn postgres_pods(&self) -> impl Iterator<Item = &Arc<DynamicObject>> {
+        let label = meta::Component::Postgres.as_str();
+        let is = move |pod: &&Arc<DynamicObject>| {
+            pod.labels().get(meta::COMPONENT).is_some_and(|component| component == label)
+        };
+        self.pods.iter().filter(is)
+    }
+
     fn secret_data(&self, name: &str) -> BTreeMap<String, ByteString> {
         if let Some(data) = self.referenced.get(name) {
             return data.clone();

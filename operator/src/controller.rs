@@ -332,6 +332,11 @@ async fn observe(deployment: &Deployment, context: &Context) -> Result<Observed,
             observed.referenced.insert(name.to_owned(), data);
         }
     }
+    let is_there =
+        |name: &str| context.caches.secret_version(&deployment.namespace, name).is_some();
+    let named =
+        deployment.spec.secrets().into_iter().chain(deployment.spec.api.keys_secret.as_deref());
+    observed.missing_secrets = named.filter(|name| !is_there(name)).map(str::to_owned).collect();
     Ok(observed)
 }
 

@@ -18,5 +18,6 @@ pub mod plan;
 pub mod report;
 pub mod rollout;
 pub mod status;
+pub mod trouble;
 pub mod validate;
 pub mod watch;

@@ -31,7 +31,7 @@ const INITIALIZE: &str = "initialize";
 
 /// Addresses of the pods that run.
 fn addresses(observed: &Observed) -> impl Iterator<Item = (String, String)> {
-    observed.postgres_pods.iter().filter_map(|pod| {
+    observed.postgres_pods().filter_map(|pod| {
         let ip = pod.data["status"]["podIP"].as_str()?.to_owned();
         (pod.metadata.deletion_timestamp.is_none()).then(|| (pod.name_any(), ip))
     })
@@ -135,8 +135,7 @@ impl Rollout {
         let instances = usize::try_from(deployment.spec.postgres.instances()).unwrap_or_default();
         match rollout_step(&members, instances) {
             RolloutStep::Done if self.settings_are_known(deployment) => return Ok(Step::Done),
-            RolloutStep::Done => {}
-            RolloutStep::Wait => {}
+            RolloutStep::Done | RolloutStep::Wait => {}
             RolloutStep::Replace(name) => delete_pod(&self.client, observed, &name).await?,
             RolloutStep::Switchover { from, to } => {
                 let at = address(&from);
@@ -282,11 +281,11 @@ fn members(deployment: &Deployment, observed: &Observed, cluster: &Cluster) -> V
             name,
         }
     };
-    observed.postgres_pods.iter().map(member).collect()
+    observed.postgres_pods().map(member).collect()
 }
 
 async fn delete_pod(client: &Client, observed: &Observed, name: &str) -> Result<(), Error> {
-    let Some(pod) = observed.postgres_pods.iter().find(|pod| pod.name_any() == name) else {
+    let Some(pod) = observed.postgres_pods().find(|pod| pod.name_any() == name) else {
         return Ok(());
     };
     let api: Api<Pod> = Api::namespaced(client.clone(), &pod.namespace().unwrap_or_default());

@@ -13,6 +13,7 @@ use crate::crd::{
     SearchDeploymentStatus,
 };
 use crate::patroni::{Cluster, ClusterMember};
+use crate::trouble::troubles;
 use crate::validate::{Deployment, Fault};
 
 /// Longest list of what a paused SearchDeployment would change.
@@ -160,7 +161,7 @@ pub fn status(
     let mut conditions =
         Conditions { before, generation: deployment.generation, now, all: Vec::new() };
     conditions.of_all(deployment, &parts, outcome);
-    conditions.of_each(&parts);
+    conditions.of_each(&parts, observed);
     let selector = deployment.selector_labels(Component::Api);
     let selector: Vec<_> = selector.iter().map(|(key, value)| format!("{key}={value}")).collect();
     let pending = match outcome {
@@ -236,7 +237,7 @@ fn primary(observed: &Observed) -> Option<String> {
     let is_primary = |pod: &&std::sync::Arc<kube::api::DynamicObject>| {
         pod.labels().get(ROLE_LABEL).is_some_and(|role| role == PRIMARY)
     };
-    observed.postgres_pods.iter().find(is_primary).map(|pod| pod.name_any())
+    observed.postgres_pods().find(is_primary).map(|pod| pod.name_any())
 }
 
 struct Conditions<'a> {
@@ -286,13 +287,18 @@ impl Conditions<'_> {
         }
     }
 
-    fn of_each(&mut self, parts: &Parts) {
+    fn of_each(&mut self, parts: &Parts, observed: &Observed) {
         for (name, pods) in parts.named() {
             let sum = |number: fn(&Pods) -> i64| pods.iter().map(number).sum::<i64>();
             let (ready, wanted) = (sum(|pods| pods.ready), sum(|pods| pods.wanted));
             let settled = pods.iter().all(|pods| pods.is_settled());
             let reason = if settled { "PodsReady" } else { "PodsNotReady" };
-            let message = format!("{ready} of {wanted} pods are ready");
+            let mut message = format!("{ready} of {wanted} pods are ready");
+            if !settled {
+                let label = if name == "Cache" { "redis".to_owned() } else { name.to_lowercase() };
+                let troubles = troubles(observed, &label);
+                message = [vec![message], troubles].concat().join("; ");
+            }
             self.add(&format!("{name}Ready"), settled, reason, &message);
         }
     }

@@ -1,5 +1,5 @@
-//! What the operator knows of the cluster without asking again: everything that it made, the pods of
-//! Postgres, and which Secrets there are.
+//! What the operator knows of the cluster without asking again: everything that it made, the pods, and which
+//! Secrets there are.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -69,7 +69,7 @@ impl Followed {
 
 pub struct Caches {
     objects: BTreeMap<Kind, Followed>,
-    postgres_pods: Followed,
+    pods: Followed,
     secrets: Store<PartialObjectMeta<Secret>>,
 }
 
@@ -96,8 +96,8 @@ impl Caches {
             streams.push(stream);
         }
         let pods = ApiResource::erase::<k8s_openapi::api::core::v1::Pod>(&());
-        let labels = format!("{NAME}=sextant,{COMPONENT}=postgres");
-        let (postgres_pods, stream) = follow(scope.dynamic(client, &pods), pods, &labels);
+        let labels = format!("{NAME}=sextant,{COMPONENT}");
+        let (pods, stream) = follow(scope.dynamic(client, &pods), pods, &labels);
         streams.push(stream);
         let (secrets, writer) = reflector::store();
         let stream =
@@ -113,7 +113,7 @@ impl Caches {
                 })
                 .boxed();
         streams.push(stream);
-        (Self { objects, postgres_pods, secrets }, stream::select_all(streams))
+        (Self { objects, pods, secrets }, stream::select_all(streams))
     }
 
     /// Waits until everything was read once. A kind whose CRD is missing is not waited for.
@@ -121,7 +121,7 @@ impl Caches {
         for (_, followed) in self.objects.iter().filter(|(kind, _)| !kind.is_optional()) {
             followed.filled().await;
         }
-        self.postgres_pods.filled().await;
+        self.pods.filled().await;
         let _ = self.secrets.wait_until_ready().await;
     }
 
@@ -150,8 +150,8 @@ impl Caches {
                 observed.objects.insert((*kind, object.name_any()), object);
             }
         }
-        observed.postgres_pods = self.postgres_pods.store.state_filter(belongs);
-        observed.postgres_pods.sort_by_key(|pod| pod.name_any());
+        observed.pods = self.pods.store.state_filter(belongs);
+        observed.pods.sort_by_key(|pod| pod.name_any());
         observed
     }
 
@@ -177,12 +177,19 @@ async fn served<T>(api: Api<DynamicObject>) -> Option<T> {
 }
 
 fn follow(api: Api<DynamicObject>, resource: ApiResource, labels: &str) -> (Followed, Touched) {
+    let are_pods = resource.kind == "Pod";
     let writer = reflector::store::Writer::new(resource);
     let store = writer.as_reader();
     let (filled, is_filled) = watch::channel(false);
     let config = watcher::Config::default().labels(labels);
     let stream = watcher(api, config)
-        .modify(|object: &mut DynamicObject| object.managed_fields_mut().clear())
+        .modify(move |object: &mut DynamicObject| {
+            object.managed_fields_mut().clear();
+            // Nobody reads it, and it is the most of them.
+            if are_pods {
+                object.data["spec"].take();
+            }
+        })
         .default_backoff()
         .reflect(writer)
         .inspect_ok(move |event| {

@@ -5,6 +5,7 @@
 #
 #   cluster.sh up       starts it, after clearing away one that is there or half there
 #   cluster.sh down     ends it
+#   cluster.sh missing  says why none can be started here; success when one can, once it is set up
 #   cluster.sh load FILE NAME     imports an OCI archive into both nodes unless they have just that
 #   cluster.sh cut | mend         takes the second node's network away; gives it back
 #   cluster.sh freeze | thaw      stops everything on the second node; goes on with it
@@ -290,6 +291,8 @@ state = "$dir/containerd"
   # Where root may not lower a process's score, no container would start.
   restrict_oom_score_adj = true
   sandbox_image = "localhost/pause:1"
+  [plugins."io.containerd.grpc.v1.cri".registry]
+    config_path = "$dir/registries"
   [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc]
     runtime_type = "io.containerd.runc.v2"
     [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc.options]
@@ -298,6 +301,193 @@ state = "$dir/containerd"
     bin_dir = "/usr/lib/cni"
     conf_dir = "$dir/cni"
 TOML
+    # There is no registry: whoever names an image that is not here is told so at once.
+    mkdir -p "$dir/registries/_default"
+    echo 'server = "http://127.0.0.1:1"' >"$dir/registries/_default/hosts.toml"
+    cat >"$dir/cni/10-bridge.conflist" <<JSON
+{"cniVersion": "1.0.0", "name": "sextant", "plugins": [
+  {"type": "bridge", "bridge": "sx-cni0", "isGateway": true, "ipMasq": false, "hairpinMode": true,
+   "ipam": {"type": "host-local", "dataDir": "$dir/cni-state",
+            "ranges": [[{"subnet": "${POD_CIDR[n]}"}]], "routes": [{"dst": "0.0.0.0/0"}]}},
+  {"type": "portmap", "capabilities": {"portMappings": true}}
+]}
+JSON
+    # There is no registry to pull an image from once more: none is ever removed.
+    cat >"$dir/kubelet.yaml" <<YAML
+apiVersion: kubelet.config.k8s.io/v1beta1
+kind: KubeletConfiguration
+failCgroupV1: false
+cgroupDriver: cgroupfs
+cgroupRoot: /sx-$name
+address: ${NODE_IP[n]}
+podLogsDir: $dir/logs
+containerRuntimeEndpoint: unix://$dir/containerd.sock
+authentication: {anonymous: {enabled: false}, webhook: {enabled: true}, x509: {clientCAFile: $RUN/pki/ca.crt}}
+authorization: {mode: Webhook}
+tlsCertFile: $RUN/pki/$name.crt
+tlsPrivateKeyFile: $RUN/pki/$name.key
+clusterDomain: cluster.local
+clusterDNS: ["${GATEWAY[0]}"]
+resolvConf: ""
+failSwapOn: false
+evictionHard: {memory.available: 100Mi, nodefs.available: 1%, imagefs.available: 1%}
+imageGCHighThresholdPercent: 100
+imageMinimumGCAge: 24h
+nodeStatusUpdateFrequency: 2s
+nodeLeaseDurationSeconds: 8
+serializeImagePulls: false
+shutdownGracePeriod: 0s
+YAML
+    cat >"$dir/kube-proxy.yaml" <<YAML
+apiVersion: kubeproxy.config.k8s.io/v1alpha1
+kind: KubeProxyConfiguration
+mode: iptables
+clusterCIDR: 10.244.0.0/16
+hostnameOverride: $name
+clientConnection: {kubeconfig: $RUN/proxy.yaml}
+conntrack: {maxPerCore: 0}
+iptables: {minSyncPeriod: 100ms}
+YAML
+    start "containerd-$name" "$SELF" in-cgroup "sx-$name" "$n" containerd --config "$dir/containerd.toml"
+}
+
+node_services() {
+    local n=$1 name=${NODES[$1]} dir=$RUN/${NODES[$1]}
+    start "kubelet-$name" "$SELF" in-cgroup "sx-$name" "$n" "$BIN/kubelet" --config="$dir/kubelet.yaml" \
+        --kubeconfig="$RUN/$name.yaml" --root-dir="$DISK/run/kubelet-$name" --hostname-override="$name" \
+        --node-ip="${NODE_IP[n]}"
+    start "kube-proxy-$name" "$SELF" in-cgroup "sx-$name" "$n" "$BIN/kube-proxy" --config="$dir/kube-proxy.yaml"
+}
+
+dns() {
+    cat >"$RUN/Corefile" <<COREFILE
+.:53 {
+    bind ${GATEWAY[0]}
+    errors
+    kubernetes cluster.local in-addr.arpa {
+        kubeconfig $RUN/coredns.yaml
+        ttl 5
+    }
+    cache 5
+}
+COREFILE
+    start coredns "$CACHE/bin/coredns" -conf "$RUN/Corefile"
+}
+
+objects() {
+    kubectl apply -f - >/dev/null <<YAML
+apiVersion: rbac.authorization.k8s.io/v1
+kind: ClusterRole
+metadata: {name: coredns}
+rules:
+- {apiGroups: [""], resources: [endpoints, services, pods, namespaces], verbs: [list, watch]}
+- {apiGroups: [discovery.k8s.io], resources: [endpointslices], verbs: [list, watch]}
+---
+apiVersion: rbac.authorization.k8s.io/v1
+kind: ClusterRoleBinding
+metadata: {name: coredns}
+roleRef: {apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: coredns}
+subjects: [{apiGroup: rbac.authorization.k8s.io, kind: User, name: coredns}]
+---
+apiVersion: storage.k8s.io/v1
+kind: StorageClass
+metadata: {name: standard, annotations: {storageclass.kubernetes.io/is-default-class: "true"}}
+provisioner: sextant.dev/e2e
+volumeBindingMode: WaitForFirstConsumer
+allowVolumeExpansion: false
+---
+apiVersion: storage.k8s.io/v1
+kind: StorageClass
+metadata: {name: bounded}
+provisioner: sextant.dev/e2e
+parameters: {bounded: "true"}
+volumeBindingMode: WaitForFirstConsumer
+YAML
+}
+
+# Whether a node has the image of this reference, of this archive.
+archive_mark() { echo "$DISK/$1/archives/$(tr '/:' '__' <<<"$2")"; }
+
+load() {
+    local file=$1 image=$2 name sum mark
+    sum=$(sha256sum "$file" | cut -d' ' -f1)
+    for name in "${NODES[@]}"; do
+        mark=$(archive_mark "$name" "$image")
+        [ "$(cat "$mark" 2>/dev/null)" != "$sum" ] || continue
+        ctr -a "$RUN/$name/containerd.sock" -n k8s.io images import "$file" >/dev/null
+        mkdir -p "${mark%/*}"
+        echo "$sum" >"$mark"
+    done
+}
+
+# What nobody can install: one line for each.
+missing() {
+    local why
+    why=$(
+        [ "$(id -u)" = 0 ] || echo 'not root'
+        [ -d /sys/fs/cgroup/freezer ] || echo 'no cgroups of version 1'
+        unshare --net --mount true 2>/dev/null || echo 'no namespaces'
+    )
+    [ -z "$why" ] || { echo "$why" | paste -sd ';'; return 1; }
+}
+
+not_set_up() {
+    local program
+    for program in containerd runc iptables ip conntrack nsenter openssl ctr mkfs.ext4 "$BIN/kubelet" \
+        "$BIN/kubectl" "$CACHE/bin/coredns" "$TARGET/release/e2e-provisioner"; do
+        command -v "$program" >/dev/null || echo "$program"
+    done
+}
+
+up() {
+    local folder group=$1
+    shift
+    for folder in /sys/fs/cgroup/freezer/$group /sys/fs/cgroup/pids/$group; do
+        echo $BASHPID >"$folder/cgroup.procs"
+    done
+    exec "$@"
+}
+
+node_cgroups() {
+    local group=sx-$1 controller file
+    for controller in /sys/fs/cgroup/*/; do
+        [ -f "$controller/cgroup.procs" ] || continue
+        mkdir -p "$controller/$group"
+        for file in cpuset.cpus cpuset.mems; do
+            [ ! -f "$controller/$file" ] || cat "$controller/$file" >"$controller/$group/$file"
+        done
+    done
+}
+
+node() {
+    local n=$1 name=${NODES[$1]} dir=$RUN/${NODES[$1]} root=$DISK/${NODES[$1]}
+    mkdir -p "$dir/cni" "$dir/cni-state" "$dir/logs" "$root" "$DISK/run/kubelet-$name"
+    node_cgroups "$name"
+    cat >"$dir/containerd.toml" <<TOML
+version = 2
+root = "$root/containerd"
+state = "$dir/containerd"
+[grpc]
+  address = "$dir/containerd.sock"
+[plugins."io.containerd.internal.v1.opt"]
+  path = "$root/opt"
+[plugins."io.containerd.grpc.v1.cri"]
+  # Where root may not lower a process's score, no container would start.
+  restrict_oom_score_adj = true
+  sandbox_image = "localhost/pause:1"
+  [plugins."io.containerd.grpc.v1.cri".registry]
+    config_path = "$dir/registries"
+  [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc]
+    runtime_type = "io.containerd.runc.v2"
+    [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc.options]
+      SystemdCgroup = false
+  [plugins."io.containerd.grpc.v1.cri".cni]
+    bin_dir = "/usr/lib/cni"
+    conf_dir = "$dir/cni"
+TOML
+    # There is no registry: whoever names an image that is not here is told so at once.
+    mkdir -p "$dir/registries/_default"
+    echo 'server = "http://127.0.0.1:1"' >"$dir/registries/_default/hosts.toml"
     cat >"$dir/cni/10-bridge.conflist" <<JSON
 {"cniVersion": "1.0.0", "name": "sextant", "plugins": [
   {"type": "bridge", "bridge": "sx-cni0", "isGateway": true, "ipMasq": false, "hairpinMode": true,
@@ -428,8 +618,9 @@ missing() {
 
 up() {
     local n begin=$SECONDS why
-    why=$(missing)
-    [ -z "$why" ] || die "$why"
+    why=$(missing) || die "$why"
+    why=$(not_set_up | paste -sd ' ')
+    [ -z "$why" ] || die "not there: $why. make cluster-up installs what it can"
     down
     trap 'down' ERR INT TERM
     mkdir -p "$RUN" "$DISK/run"
@@ -455,7 +646,7 @@ up() {
 }
 
 case ${1:-} in
-up | down) "$1" ;;
+up | down | missing) "$1" ;;
 load) load "$2" "$3" ;;
 cut) ip link set sx-n2 down ;;
 mend) ip link set sx-n2 up ;;
@@ -467,5 +658,5 @@ in-cgroup)
     shift 2
     if [ "$node" = 0 ]; then in_cgroup "$group" "$@"; else in_cgroup "$group" nsenter --net="/run/netns/$NETNS" "$@"; fi
     ;;
-*) die "usage: cluster.sh up | down | load FILE NAME | cut | mend | freeze | thaw" ;;
+*) die "usage: cluster.sh up | down | missing | load FILE NAME | cut | mend | freeze | thaw" ;;
 esac

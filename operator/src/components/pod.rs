@@ -119,6 +119,8 @@ impl Deployment {
             name: name.to_owned(),
             image: Some(image),
             image_pull_policy: Some(self.spec.images.pull_policy.as_str().to_owned()),
+            // Its last words, for whoever looks at why it ended.
+            termination_message_policy: Some("FallbackToLogsOnError".to_owned()),
             security_context: Some(SecurityContext {
                 allow_privilege_escalation: Some(false),
                 read_only_root_filesystem: Some(true),

@@ -4,8 +4,12 @@
 
 #![allow(clippy::unwrap_used, reason = "a failure here is a failed test")]
 
+mod faults;
 mod install;
+mod lifecycle;
+mod milvus;
 mod operator;
 mod postgres;
+mod security;
 mod serving;
 mod support;

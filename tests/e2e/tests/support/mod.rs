@@ -26,14 +26,23 @@ pub const AROUND: Duration = Duration::from_secs(5);
 pub async fn until<T>(
     what: &str,
     patience: Duration,
-    mut ask: impl AsyncFnMut() -> Result<T, String>,
+    ask: impl AsyncFnMut() -> Result<T, String>,
 ) -> T {
+    try_until(what, patience, ask).await.unwrap_or_else(|error| panic!("{error}"))
+}
+
+/// The same, for what has to be undone first.
+pub async fn try_until<T>(
+    what: &str,
+    patience: Duration,
+    mut ask: impl AsyncFnMut() -> Result<T, String>,
+) -> Result<T, String> {
     let deadline = Instant::now() + patience;
     loop {
         match ask().await {
-            Ok(value) => return value,
+            Ok(value) => return Ok(value),
             Err(seen) if Instant::now() > deadline => {
-                panic!("{what}: not within {} s: {seen}", patience.as_secs())
+                return Err(format!("{what}: not within {} s: {seen}", patience.as_secs()));
             }
             Err(_) => tokio::time::sleep(Duration::from_millis(100)).await,
         }

@@ -94,6 +94,18 @@ impl Stack {
         .await;
     }
 
+    /// What a condition says: its status, reason and message.
+    pub async fn condition(&self, name: &str) -> (String, String, String) {
+        let status = self.status().await;
+        let conditions = status["conditions"].as_array().into_iter().flatten();
+        let condition = conditions.into_iter().find(|condition| condition["type"] == name);
+        let text = |field: &str| {
+            let value = condition.and_then(|condition| condition[field].as_str());
+            value.unwrap_or_default().to_owned()
+        };
+        (text("status"), text("reason"), text("message"))
+    }
+
     /// Changes the spec by a merge patch.
     pub async fn patch(&self, spec: &Value) {
         let patch = serde_json::json!({"spec": spec});

@@ -1,0 +1,92 @@
+//! Who may do what.
+
+use serde_json::json;
+
+use crate::support::{NAMESPACE, Stack};
+
+#[tokio::test]
+async fn the_operators_account_may_do_what_its_role_lists_and_nothing_else() {
+    let (stack, _) = Stack::get().await;
+    let account = "system:serviceaccount:sextant:sextant-operator";
+    let may = async |what: &str| {
+        stack
+            .cluster
+            .try_sh(&format!("kubectl auth can-i {what} --as {account} -n {NAMESPACE} -q"))
+            .await
+            .is_ok()
+    };
+    for what in [
+        "patch statefulsets.apps",
+        "create secrets",
+        "delete pods",
+        "patch searchdeployments/status",
+    ] {
+        assert!(may(what).await, "{what}");
+    }
+    for what in [
+        "create pods/exec",
+        "create pods",
+        "delete persistentvolumes",
+        "get nodes",
+        "create clusterroles",
+        "impersonate users",
+        "delete namespaces",
+        "create searchdeployments",
+        "delete searchdeployments",
+        "create serviceaccounts/token",
+        "update pods/ephemeralcontainers",
+        "escalate roles",
+    ] {
+        assert!(!may(what).await, "{what}");
+    }
+}
+
+#[tokio::test]
+async fn the_namespace_enforces_restricted_pods_and_all_of_the_stack_runs_in_it() {
+    let (stack, _) = Stack::get().await;
+    let pod = json!({
+        "apiVersion": "v1", "kind": "Pod", "metadata": {"name": "root", "namespace": NAMESPACE},
+        "spec": {"containers": [{"name": "root", "image": "localhost/load:1"}]},
+    });
+    let refused = stack.cluster.try_sh(&format!("kubectl apply -f - <<'END'\n{pod}\nEND")).await;
+    assert!(refused.unwrap_err().contains("violates PodSecurity \"restricted"));
+    assert_eq!(stack.pods("api").await.len(), 2);
+}
+
+#[tokio::test]
+async fn no_password_is_in_a_process_list_or_a_log_of_the_operator() {
+    let (stack, _) = Stack::get().await;
+    let secrets = stack
+        .cluster
+        .get(&format!("secrets -n {NAMESPACE} -l app.kubernetes.io/instance=sextant"))
+        .await;
+    let log = stack
+        .cluster
+        .sh("kubectl logs -n sextant -l app.kubernetes.io/name=sextant-operator --tail=-1")
+        .await;
+    let mut processes = String::new();
+    for entry in std::fs::read_dir("/proc").unwrap().flatten() {
+        let line = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
+        processes += &String::from_utf8_lossy(&line).replace('\0', " ");
+        processes.push('\n');
+    }
+    let mut looked = 0;
+    for secret in secrets["items"].as_array().unwrap() {
+        for (entry, value) in secret["data"].as_object().unwrap() {
+            let value = String::from_utf8(base64_decoded(value.as_str().unwrap())).unwrap();
+            if value.contains('\n') || value.len() < 16 {
+                continue;
+            }
+            looked += 1;
+            let name = &secret["metadata"]["name"];
+            assert!(!log.contains(&value), "{name} {entry} is in the operator's log");
+            assert!(!processes.contains(&value), "{name} {entry} is in a command line");
+        }
+    }
+    assert!(looked >= 4, "{looked}");
+}
+
+fn base64_decoded(text: &str) -> Vec<u8> {
+    use base64::Engine;
+    base64::engine::general_purpose::STANDARD.decode(text).unwrap()
+}
