@@ -21,9 +21,10 @@ die() {
 }
 
 if [ -z "${IMAGE_BUILDER:-}" ]; then
-    if command -v docker >/dev/null; then IMAGE_BUILDER=docker
+    # A docker without its daemon builds nothing.
+    if timeout 10 docker info >/dev/null 2>&1; then IMAGE_BUILDER=docker
     elif command -v buildah >/dev/null; then IMAGE_BUILDER=buildah
-    else die 'Neither docker nor buildah is there, and IMAGE_BUILDER names no other.'; fi
+    else die 'Neither docker (with its daemon) nor buildah is there, and IMAGE_BUILDER names no other.'; fi
 fi
 
 # Links where the file system allows it: libtorch is large.
