@@ -13,7 +13,9 @@
 #   charts       helm and kubeconform, built from source with Go into the cache folder; for the tests of
 #                the chart
 #   cluster      containerd, buildah and what else a Kubernetes with nodes needs, installed where apt-get
-#                and root allow; CoreDNS and an S3 server, built from source with Go into the cache folder
+#                and root allow; CoreDNS, built from source with Go into the cache folder
+#   cluster-stores  Kafka, by Maven, and an S3 server, built with Go, into the cache folder: what a
+#                cluster of Milvus keeps its data in
 #   cargo-deny   in the cache folder; only as the last word
 #
 # The cache folder is $CACHE. Everything may be broken off at any time and started again.
@@ -25,6 +27,7 @@ DENY_VERSION=0.20.2
 HELM_VERSION=3.22.0
 KUBECONFORM_VERSION=0.7.0
 COREDNS_VERSION=1.14.7
+VERSITYGW_VERSION=1.7.0
 # torch belongs to the version of the crate `tch`, the two CUDA libraries to torch: it does not load
 # without them, also where there is no GPU. First hash: x86_64, second: aarch64.
 WHEELS='torch==2.11.0
@@ -417,6 +420,25 @@ cluster() {
     go_tool coredns "$COREDNS_VERSION" github.com/coredns/coredns
 }
 
+kafka=kafka-$(cksum <tests/e2e/images/kafka.pom.xml | cut -d' ' -f1)
+
+cluster-stores() {
+    go_tool versitygw "$VERSITYGW_VERSION" github.com/versity/versitygw/cmd/versitygw
+    if [ "$(readlink "$CACHE/kafka")" = "$kafka" ] && [ -d "$CACHE/kafka" ]; then return; fi
+    have mvn || apt_install maven || die "Kafka is fetched with Maven: $(hint maven maven maven)"
+    lock
+    if [ ! -d "$CACHE/$kafka" ]; then
+        rm -rf "$CACHE/kafka.part"
+        mvn --quiet --batch-mode --file tests/e2e/images/kafka.pom.xml dependency:copy-dependencies \
+            -DincludeScope=runtime -DoutputDirectory="$CACHE/kafka.part" >&2 ||
+            die "Kafka could not be fetched: what Maven said is above."
+        sync -f "$CACHE/kafka.part"
+        mv -T "$CACHE/kafka.part" "$CACHE/$kafka"
+    fi
+    link kafka "$kafka"
+    unlock
+}
+
 # go_tool NAME VERSION PACKAGE: builds a program into the folder bin of the cache.
 go_tool() {
     local there=$CACHE/bin/$1-$2
@@ -445,7 +467,7 @@ cargo-deny() {
 
 for word; do
     case $word in
-    tools | packages | libs | milvus | milvus23 | browser | services | kubernetes | charts | cluster | cargo-deny) "$word" ;;
-    *) die "usage: $0 tools|packages|libs|milvus|milvus23|browser|services|kubernetes|charts|cluster|cargo-deny ..." ;;
+    tools | packages | libs | milvus | milvus23 | browser | services | kubernetes | charts | cluster | cluster-stores | cargo-deny) "$word" ;;
+    *) die "usage: $0 tools|packages|libs|milvus|milvus23|browser|services|kubernetes|charts|cluster|cluster-stores|cargo-deny ..." ;;
     esac
 done

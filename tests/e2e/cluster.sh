@@ -7,6 +7,7 @@
 #   cluster.sh down     ends it
 #   cluster.sh missing  says why none can be started here; success when one can, once it is set up
 #   cluster.sh load FILE NAME     imports an OCI archive into both nodes unless they have just that
+#   cluster.sh tag NAME NAME      gives an image of both nodes another name, too
 #   cluster.sh cut | mend         takes the second node's network away; gives it back
 #   cluster.sh freeze | thaw      stops everything on the second node; goes on with it
 #
@@ -648,6 +649,11 @@ up() {
 case ${1:-} in
 up | down | missing) "$1" ;;
 load) load "$2" "$3" ;;
+tag)
+    for name in "${NODES[@]}"; do
+        ctr -a "$RUN/$name/containerd.sock" -n k8s.io images tag --force "$2" "$3" >/dev/null
+    done
+    ;;
 cut) ip link set sx-n2 down ;;
 mend) ip link set sx-n2 up ;;
 freeze) echo FROZEN >/sys/fs/cgroup/freezer/sx-node2/freezer.state ;;
@@ -658,5 +664,5 @@ in-cgroup)
     shift 2
     if [ "$node" = 0 ]; then in_cgroup "$group" "$@"; else in_cgroup "$group" nsenter --net="/run/netns/$NETNS" "$@"; fi
     ;;
-*) die "usage: cluster.sh up | down | missing | load FILE NAME | cut | mend | freeze | thaw" ;;
+*) die "usage: cluster.sh up | down | missing | load FILE NAME | tag NAME NAME | cut | mend | freeze | thaw" ;;
 esac

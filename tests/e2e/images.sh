@@ -5,7 +5,8 @@
 # ones, under their names.
 #
 #   images.sh NAME…     makes these as far as they have changed, and imports them into a cluster that
-#                       is up: pause server operator postgres redis milvus etcd load
+#                       is up: pause server operator postgres redis milvus load; milvus23 etcd
+#                       kafka s3
 set -euo pipefail
 here=$(dirname "$(readlink -f "$0")")
 cd "$here/../.."
@@ -35,9 +36,8 @@ base() {
     local tar=$STORE/$1.tar container mirror folder path excluded=()
     if b inspect --type image "$DEBIAN:$2" >/dev/null 2>&1; then return; fi
     mirror=$(awk '/^URIs:/ { print $2; exit }' /etc/apt/sources.list.d/debian.sources 2>/dev/null || true)
-    mirror=${mirror:-http://deb.debian.org/debian}
     for path in man locale doc info; do excluded+=("--dpkgopt=path-exclude=/usr/share/$path/*"); done
-    mmdebstrap --quiet --variant=minbase --include=ca-certificates "${excluded[@]}" "$1" "$tar" "$mirror" >&2
+    mmdebstrap --quiet --variant=minbase --include=ca-certificates "${excluded[@]}" "$1" "$tar" ${mirror:+"$mirror"} >&2
     container=$(b from scratch)
     folder=$(b mount "$container")
     tar -C "$folder" --numeric-owner -xf "$tar"
@@ -125,6 +125,10 @@ for name; do
     postgres) of_ours postgres "$(sed -n 's/^ARG MAJOR=//p' deploy/images/postgres/Dockerfile)" ;;
     redis) stand_in redis docker.io/library/redis:7.4 ;;
     milvus) stand_in milvus-lite docker.io/milvusdb/milvus:v2.6.15 "$CACHE/milvus-lite" ;;
+    milvus23) stand_in milvus23 docker.io/milvusdb/milvus:v2.3.5 "$CACHE/milvus23" ;;
+    etcd) stand_in etcd quay.io/coreos/etcd:v3.5.25 ;;
+    kafka) stand_in kafka localhost/kafka:1 "$CACHE/kafka" ;;
+    s3) stand_in s3 localhost/s3:1 "$CACHE/bin/versitygw" ;;
     load) stand_in load localhost/load:1 "$TARGET/release/e2e-load" ;;
     *) die "There is no image $name" ;;
     esac

@@ -28,7 +28,7 @@ pub struct Role {
     pub component: Component,
     arguments: &'static [&'static str],
     /// Where the other roles find it.
-    pub port: u16,
+    pub ports: &'static [u16],
     replicas: i32,
     requests: [(&'static str, &'static str); 2],
 }
@@ -36,42 +36,44 @@ pub struct Role {
 const PROXY: Role = Role {
     component: Component::MilvusProxy,
     arguments: &["proxy"],
-    port: 19_529,
+    ports: &[19_529],
     replicas: 1,
     requests: [("cpu", "250m"), ("memory", "512Mi")],
 };
 const COORDINATOR: Role = Role {
     component: Component::MilvusCoordinator,
     arguments: &["mixture", "-rootcoord", "-querycoord", "-datacoord", "-indexcoord"],
-    port: 53_100,
+    ports: &[53_100],
     replicas: 1,
     requests: [("cpu", "250m"), ("memory", "512Mi")],
 };
+/// Each coordinator of the process has a port of its own.
+const COORDINATORS: Role = Role { ports: &[53_100, 19_531, 13_333], ..COORDINATOR };
 const STREAMING_NODE: Role = Role {
     component: Component::MilvusStreamingNode,
     arguments: &["streamingnode"],
-    port: 22_222,
+    ports: &[22_222],
     replicas: 1,
     requests: [("cpu", "250m"), ("memory", "1Gi")],
 };
 const QUERY_NODE: Role = Role {
     component: Component::MilvusQueryNode,
     arguments: &["querynode"],
-    port: 21_123,
+    ports: &[21_123],
     replicas: 2,
     requests: [("cpu", "500m"), ("memory", "2Gi")],
 };
 const DATA_NODE: Role = Role {
     component: Component::MilvusDataNode,
     arguments: &["datanode"],
-    port: 21_124,
+    ports: &[21_124],
     replicas: 1,
     requests: [("cpu", "250m"), ("memory", "1Gi")],
 };
 const INDEX_NODE: Role = Role {
     component: Component::MilvusIndexNode,
     arguments: &["indexnode"],
-    port: 21_121,
+    ports: &[21_121],
     replicas: 1,
     requests: [("cpu", "500m"), ("memory", "1Gi")],
 };
@@ -84,7 +86,7 @@ pub fn roles(deployment: &Deployment) -> Vec<Role> {
     if deployment.spec.milvus.has_streaming_nodes() {
         vec![COORDINATOR, STREAMING_NODE, QUERY_NODE, DATA_NODE, PROXY]
     } else {
-        vec![COORDINATOR, QUERY_NODE, DATA_NODE, INDEX_NODE, PROXY]
+        vec![COORDINATORS, QUERY_NODE, DATA_NODE, INDEX_NODE, PROXY]
     }
 }
 
@@ -217,13 +219,13 @@ fn config_map(deployment: &Deployment) -> ConfigMap {
         },
         "queryCoord": {"updateNextTargetInterval": 1},
         "log": {"level": "info", "format": "json", "file": {"rootPath": ""}},
-        "proxy": {"port": PORT, "internalPort": PROXY.port},
+        "proxy": {"port": PORT, "internalPort": PROXY.ports[0]},
     });
     if cluster {
         config["etcd"] =
             json!({"endpoints": etcd::endpoints(deployment), "rootPath": deployment.name});
         config["metastore"] = json!({"type": "etcd"});
-        config["rootCoord"] = json!({"port": COORDINATOR.port, "enableActiveStandby": true});
+        config["rootCoord"] = json!({"port": COORDINATOR.ports[0], "enableActiveStandby": true});
         config["dataCoord"] = json!({"enableActiveStandby": true});
         config["indexCoord"] = json!({"enableActiveStandby": true});
         config["mixCoord"] = json!({"enableActiveStandby": true});

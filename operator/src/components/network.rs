@@ -65,7 +65,9 @@ pub fn edges(deployment: &Deployment) -> Vec<Edge> {
                 edge(Peer::Scrapers, to.component, milvus::METRICS_PORT);
                 edge(Peer::Component(to.component), Etcd, etcd::PORT);
                 for from in &roles {
-                    edge(Peer::Component(from.component), to.component, to.port);
+                    for port in to.ports {
+                        edge(Peer::Component(from.component), to.component, *port);
+                    }
                 }
             }
             edge(Peer::Component(Etcd), Etcd, etcd::PEER_PORT);

@@ -3,8 +3,9 @@
 use std::time::Duration;
 
 use serde_json::json;
+use sextant_e2e::load::Kind;
 
-use crate::support::{NAME, NAMESPACE, Stack, figure, until};
+use crate::support::{NAME, NAMESPACE, Stack, figure, through, until};
 
 #[tokio::test]
 async fn a_paused_stack_is_left_alone_until_it_goes_on() {
@@ -48,6 +49,59 @@ async fn after_hibernation_the_same_is_found_in_the_same_order() {
     stack.whole(Duration::from_mins(3)).await;
     figure(&format!("woken from hibernation: whole after {:.1} s", begin.elapsed().as_secs_f64()));
     assert_eq!(stack.load().learn().await, before);
+}
+
+#[tokio::test]
+async fn no_search_fails_when_the_servers_version_goes_up_and_back() {
+    let (stack, _) = Stack::get().await;
+    if !stack.cluster.is_own {
+        println!("not run: only nodes of `make cluster-up` get an image of another version");
+        return;
+    }
+    let (now, next) = (env!("CARGO_PKG_VERSION"), "0.1.1-e2e");
+    let image = "docker.io/library/sextant-server";
+    // The same program: what is tried is the way there and back.
+    stack.cluster.sh(&format!("tests/e2e/cluster.sh tag {image}:{now} {image}:{next}")).await;
+    for version in [next, now] {
+        let report = through(&stack, async || {
+            stack.patch(&json!({"version": version})).await;
+            until("the version", Duration::from_mins(3), async || {
+                let status = stack.status().await;
+                let done = status["version"] == version && status["phase"] == "Ready";
+                if done { Ok(()) } else { Err(status.to_string()) }
+            })
+            .await;
+        })
+        .await;
+        figure(&format!("servers to version {version}: {report}"));
+        assert!(report.searches().is_flawless(), "{report}");
+    }
+}
+
+#[tokio::test]
+async fn a_drained_node_hands_the_primary_over_and_takes_one_pod_of_a_component_at_a_time() {
+    let (stack, _) = Stack::get().await;
+    if !stack.cluster.is_own {
+        println!("not run: only nodes of `make cluster-up` are drained");
+        return;
+    }
+    stack.primary_on_the_second_node().await;
+    let old = stack.primary().await.unwrap();
+    let report = through(&stack, async || {
+        let drain = "kubectl drain node2 --ignore-daemonsets --delete-emptydir-data --timeout=3m";
+        stack.cluster.sh(drain).await;
+        until("another primary", Duration::from_mins(1), async || {
+            let primary = stack.primary().await.unwrap_or_default();
+            if primary == old { Err(primary) } else { Ok(()) }
+        })
+        .await;
+        stack.whole(Duration::from_mins(3)).await;
+        stack.cluster.sh("kubectl uncordon node2").await;
+    })
+    .await;
+    figure(&format!("node drained: {:.1} s without writes; {report}", report.without_writes()));
+    assert!(report.of(Kind::Write).longest_gap_ms < 10_000, "{report}");
+    assert!(report.of(Kind::CachedSearch).is_flawless(), "{report}");
 }
 
 #[tokio::test]

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use serde_json::json;
+use sextant_e2e::load::Kind;
 
 use crate::support::{NAME, NAMESPACE, Stack, figure, through, until};
 
@@ -90,4 +91,24 @@ async fn no_search_fails_while_an_autoscaler_goes_from_one_server_to_five_and_ba
     .await;
     stack.patch(&json!({"api": {"resources": null, "autoscaling": null, "replicas": null}})).await;
     stack.whole(Duration::from_mins(3)).await;
+}
+
+#[tokio::test]
+async fn known_queries_are_answered_while_the_embedder_is_away() {
+    let (stack, _) = Stack::get().await;
+    stack.patch(&json!({"embedder": {"placement": "dedicated", "replicas": 1}})).await;
+    stack.whole(Duration::from_mins(3)).await;
+    let report = through(&stack, async || {
+        stack.delete_pods("embedder", "--grace-period=0 --force").await;
+    })
+    .await;
+    let (known, fresh) = (report.of(Kind::CachedSearch), report.of(Kind::FreshSearch));
+    figure(&format!(
+        "embedder killed: known queries: {} of {} failed; computed anew: {} of {} failed, longest gap {:.1} s",
+        known.failed, known.sent, fresh.failed, fresh.sent, fresh.longest_gap_ms as f64 / 1e3,
+    ));
+    stack.patch(&json!({"embedder": null})).await;
+    stack.whole(Duration::from_mins(3)).await;
+    assert!(known.is_flawless(), "{report}");
+    assert!(fresh.longest_gap_ms < 30_000, "{report}");
 }
