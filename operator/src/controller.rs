@@ -27,7 +27,7 @@ use crate::apply::Applier;
 use crate::changes::{Change, Why, changes};
 use crate::clean_up;
 use crate::components::meta::MANAGER;
-use crate::components::{Observed, desired};
+use crate::components::{Desired, Observed, desired};
 use crate::crd::SearchDeployment;
 use crate::error::Error;
 use crate::metrics::Metrics;
@@ -245,11 +245,17 @@ async fn reconcile_once(object: &SearchDeployment, context: &Context) -> Result<
         }
     };
     clean_up::require(&context.client, object).await?;
-    let mut observed = observe(&deployment, context).await?;
-    // A stream of its own for each reconciliation; asked only for passwords that are not there yet.
-    let random = &mut StdRng::from_os_rng();
-    let wanted = desired(&deployment, &observed, today(), random)
-        .map_err(|source| Error::MakeCertificate { source })?;
+    let (mut observed, wanted) = match prepare(&deployment, context).await {
+        Ok(prepared) => prepared,
+        Err(error) => {
+            let observed = context.caches.observed(&deployment.namespace, &deployment.name);
+            let outcome = Outcome::Failed { reason: error.reason(), message: error.chain() };
+            let before = object.status.as_ref();
+            let status = status::status(&deployment, &observed, &outcome, before, &now());
+            context.report.status(object, status).await?;
+            return Err(error);
+        }
+    };
     let changes = changes(&deployment, &wanted, &observed);
     if deployment.spec.paused {
         let outcome = Outcome::Paused { pending: &changes };
@@ -323,6 +329,16 @@ async fn postgres(
         }
         Err(error) => (cluster, Err(error), PATRONI_STEP),
     }
+}
+
+/// What there is, and what is to be.
+async fn prepare(deployment: &Deployment, context: &Context) -> Result<(Observed, Desired), Error> {
+    let observed = observe(deployment, context).await?;
+    // A stream of its own for each reconciliation; asked only for passwords that are not there yet.
+    let random = &mut StdRng::from_os_rng();
+    let wanted = desired(deployment, &observed, today(), random)
+        .map_err(|source| Error::MakeCertificate { source })?;
+    Ok((observed, wanted))
 }
 
 async fn observe(deployment: &Deployment, context: &Context) -> Result<Observed, Error> {

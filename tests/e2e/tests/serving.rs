@@ -105,7 +105,11 @@ async fn known_queries_are_answered_while_the_embedder_is_away() {
     let (known, fresh) = (report.of(Kind::CachedSearch), report.of(Kind::FreshSearch));
     figure(&format!(
         "embedder killed: known queries: {} of {} failed; computed anew: {} of {} failed, longest gap {:.1} s",
-        known.failed, known.sent, fresh.failed, fresh.sent, fresh.longest_gap_ms as f64 / 1e3,
+        known.failed,
+        known.sent,
+        fresh.failed,
+        fresh.sent,
+        fresh.longest_gap_ms as f64 / 1e3,
     ));
     stack.patch(&json!({"embedder": null})).await;
     stack.whole(Duration::from_mins(3)).await;
