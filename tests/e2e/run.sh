@@ -22,6 +22,12 @@ else
     trap 'exit 130' INT TERM
     make cluster-up
 fi
-if [ "${1:-}" = core ]; then set -- "${CORE[@]}"; fi
+if [ "${1:-}" = core ]; then
+    set -- "${CORE[@]}"
+elif [ "${USE_EXISTING_CLUSTER:-}" != true ]; then
+    # What the cluster of Milvus is made of.
+    deploy/setup/setup.sh milvus23 cluster-stores
+    "$here/images.sh" milvus23 etcd kafka s3
+fi
 # One at a time: they share a stack, and break it.
 cargo test --release --locked -p sextant-e2e --test e2e -- --test-threads=1 --nocapture "$@"

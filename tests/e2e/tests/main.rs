@@ -8,6 +8,7 @@ mod faults;
 mod install;
 mod lifecycle;
 mod milvus;
+mod milvus_cluster;
 mod operator;
 mod postgres;
 mod security;

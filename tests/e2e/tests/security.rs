@@ -19,12 +19,12 @@ async fn the_operators_account_may_do_what_its_role_lists_and_nothing_else() {
         "patch statefulsets.apps",
         "create secrets",
         "delete pods",
-        "patch searchdeployments/status",
+        "patch searchdeployments --subresource=status",
     ] {
         assert!(may(what).await, "{what}");
     }
     for what in [
-        "create pods/exec",
+        "create pods --subresource=exec",
         "create pods",
         "delete persistentvolumes",
         "get nodes",
@@ -33,8 +33,8 @@ async fn the_operators_account_may_do_what_its_role_lists_and_nothing_else() {
         "delete namespaces",
         "create searchdeployments",
         "delete searchdeployments",
-        "create serviceaccounts/token",
-        "update pods/ephemeralcontainers",
+        "create serviceaccounts --subresource=token",
+        "update pods --subresource=ephemeralcontainers",
         "escalate roles",
     ] {
         assert!(!may(what).await, "{what}");
@@ -50,7 +50,7 @@ async fn the_namespace_enforces_restricted_pods_and_all_of_the_stack_runs_in_it(
     });
     let refused = stack.cluster.try_sh(&format!("kubectl apply -f - <<'END'\n{pod}\nEND")).await;
     assert!(refused.unwrap_err().contains("violates PodSecurity \"restricted"));
-    assert_eq!(stack.pods("api").await.len(), 2);
+    assert!(stack.pods("api").await.len() >= 2);
 }
 
 #[tokio::test]

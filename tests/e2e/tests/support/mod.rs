@@ -69,3 +69,8 @@ pub async fn through(stack: &Stack, fault: impl AsyncFnOnce()) -> Report {
     assert_eq!((searches.empty, searches.wrong), (0, 0), "{report}");
     report
 }
+
+/// A loopback port that nobody had a moment ago.
+pub fn free_port() -> u16 {
+    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 use tokio::sync::OnceCell;
 
-use super::{Cluster, Load, repository, until};
+use super::{Cluster, Load, free_port, repository, until};
 
 /// As in the README.
 pub const NAMESPACE: &str = "search";
@@ -194,8 +194,4 @@ fn readme_commands() -> String {
     }
     assert!(commands.contains("helm install"), "{commands}");
     commands
-}
-
-fn free_port() -> u16 {
-    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
