@@ -30,18 +30,10 @@ async fn after_hibernation_the_same_is_found_in_the_same_order() {
     let (stack, _) = Stack::get().await;
     let before = stack.load().learn().await;
     stack.patch(&json!({"hibernate": true})).await;
-    until("no pods", Duration::from_mins(3), async || {
-        let pods = stack
-            .cluster
-            .get(&format!("pods -n {NAMESPACE} -l app.kubernetes.io/instance={NAME}"))
-            .await;
-        let left = pods["items"].as_array().unwrap().len();
+    stack.until_no_pods().await;
+    until("hibernated", Duration::from_mins(1), async || {
         let phase = stack.status().await["phase"].clone();
-        if left == 0 && phase == "Hibernated" {
-            Ok(())
-        } else {
-            Err(format!("{left} pods, {phase}"))
-        }
+        if phase == "Hibernated" { Ok(()) } else { Err(phase.to_string()) }
     })
     .await;
     let begin = std::time::Instant::now();
@@ -110,15 +102,7 @@ async fn what_was_deleted_under_retain_is_there_when_it_is_applied_again() {
     let before = stack.load().learn().await;
     let object = format!("searchdeployment -n {NAMESPACE} {NAME}");
     stack.cluster.sh(&format!("kubectl delete {object} --wait --timeout=3m")).await;
-    until("no pods", Duration::from_mins(3), async || {
-        let pods = stack
-            .cluster
-            .get(&format!("pods -n {NAMESPACE} -l app.kubernetes.io/instance={NAME}"))
-            .await;
-        let left = pods["items"].as_array().unwrap().len();
-        if left == 0 { Ok(()) } else { Err(format!("{left} pods")) }
-    })
-    .await;
+    stack.until_no_pods().await;
     let begin = std::time::Instant::now();
     stack
         .cluster

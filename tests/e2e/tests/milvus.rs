@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use sextant_e2e::load::Kind;
 
-use crate::support::{NAMESPACE, Stack, figure, through, until};
+use crate::support::{NAMESPACE, Stack, figure, through};
 
 #[tokio::test]
 async fn known_queries_are_answered_while_milvus_is_away_and_it_comes_back_by_itself() {
@@ -15,11 +15,7 @@ async fn known_queries_are_answered_while_milvus_is_away_and_it_comes_back_by_it
         let kill =
             format!("kubectl delete pod -n {NAMESPACE} {pod} --grace-period=0 --force 2>/dev/null");
         stack.cluster.sh(&kill).await;
-        until("another pod", Duration::from_mins(2), async || {
-            let pods = stack.pods("milvus").await;
-            if pods.is_empty() || pods == before { Err(format!("{pods:?}")) } else { Ok(()) }
-        })
-        .await;
+        stack.until_replaced("milvus", &before, Duration::from_mins(2)).await;
     })
     .await;
     let (known, fresh) = (report.of(Kind::CachedSearch), report.of(Kind::FreshSearch));

@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde_json::json;
 use sextant_e2e::load::Kind;
 
-use crate::support::{NAMESPACE, Stack, figure, through, until};
+use crate::support::{NAMESPACE, Stack, figure, through};
 
 /// At once, whatever it is doing.
 async fn kill_the_operator(stack: &Stack) {
@@ -22,12 +22,7 @@ async fn a_rollout_goes_on_after_the_operator_was_killed() {
         let bytes = 200_000_000 + std::process::id();
         stack.patch(&json!({"cache": {"nearMemory": bytes.to_string()}})).await;
         kill_the_operator(&stack).await;
-        until("new servers", Duration::from_mins(3), async || {
-            let pods = stack.pods("api").await;
-            let replaced = pods.iter().all(|pod| !before.contains(pod));
-            if replaced { Ok(()) } else { Err(format!("{pods:?}")) }
-        })
-        .await;
+        stack.until_replaced("api", &before, Duration::from_mins(3)).await;
     })
     .await;
     figure(&format!("operator killed during a rollout: {report}"));

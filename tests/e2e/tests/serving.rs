@@ -58,12 +58,7 @@ async fn no_search_fails_during_a_rolling_update_of_the_servers() {
         // Another each time, also on a stack that is used again.
         let bytes = 100_000_000 + std::process::id();
         stack.patch(&json!({"cache": {"nearMemory": bytes.to_string()}})).await;
-        until("new servers", Duration::from_mins(3), async || {
-            let pods = stack.pods("api").await;
-            let replaced = pods.iter().all(|pod| !before.contains(pod));
-            if replaced { Ok(()) } else { Err(format!("{pods:?}")) }
-        })
-        .await;
+        stack.until_replaced("api", &before, Duration::from_mins(3)).await;
     })
     .await;
 }

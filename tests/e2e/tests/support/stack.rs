@@ -171,6 +171,31 @@ impl Stack {
             .await;
     }
 
+    /// Waits until a component has pods, none of them one of these.
+    pub async fn until_replaced(
+        &self,
+        component: &str,
+        before: &[(String, String)],
+        patience: Duration,
+    ) {
+        until("other pods", patience, async || {
+            let pods = self.pods(component).await;
+            let replaced = !pods.is_empty() && pods.iter().all(|pod| !before.contains(pod));
+            if replaced { Ok(()) } else { Err(format!("{pods:?}")) }
+        })
+        .await;
+    }
+
+    /// Waits until none of the stack's pods is left.
+    pub async fn until_no_pods(&self) {
+        let all = format!("pods -n {NAMESPACE} -l app.kubernetes.io/instance={NAME}");
+        until("no pods", Duration::from_mins(3), async || {
+            let left = self.cluster.get(&all).await["items"].as_array().unwrap().len();
+            if left == 0 { Ok(()) } else { Err(format!("{left} pods")) }
+        })
+        .await;
+    }
+
     /// Names and UIDs of the pods of a component.
     pub async fn pods(&self, component: &str) -> Vec<(String, String)> {
         let list = self
