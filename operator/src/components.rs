@@ -15,7 +15,7 @@ pub mod redis;
 pub mod server;
 pub mod service;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use k8s_openapi::ByteString;
@@ -169,12 +169,14 @@ pub struct Observed {
     pub objects: BTreeMap<(Kind, String), Arc<DynamicObject>>,
     /// Secrets that the spec refers to and that are not the operator's.
     pub referenced: BTreeMap<String, BTreeMap<String, ByteString>>,
-    /// All of its pods, by name, without their specs.
+    /// All of its pods, by name; of their specs only the node.
     pub pods: Vec<Arc<DynamicObject>>,
     /// Kinds whose CRDs are not installed.
     pub missing: Vec<Kind>,
     /// Secrets that the spec names and that are not there: pods wait for them without a word.
     pub missing_secrets: Vec<String>,
+    /// Nodes that take no more pods, as before they are drained.
+    pub cordoned: BTreeSet<String>,
 }
 
 impl Observed {

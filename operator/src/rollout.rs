@@ -278,6 +278,9 @@ fn members(deployment: &Deployment, observed: &Observed, cluster: &Cluster) -> V
                 || is("quorum_standby")
                 || !synchronous && known.is_some_and(|member| member.lag() == Some(0)),
             pending_restart: known.is_some_and(|member| member.pending_restart),
+            leaving: pod.data["spec"]["nodeName"]
+                .as_str()
+                .is_some_and(|node| observed.cordoned.contains(node)),
             name,
         }
     };

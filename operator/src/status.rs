@@ -13,13 +13,15 @@ use crate::crd::{
     SearchDeploymentStatus,
 };
 use crate::patroni::{Cluster, ClusterMember};
-use crate::trouble::troubles;
+use crate::trouble::{low_disk_space, troubles};
 use crate::validate::{Deployment, Fault};
 
 /// Longest list of what a paused SearchDeployment would change.
 const MAX_PENDING: usize = 50;
 
 const LAG_STEP: i64 = 1 << 20;
+/// The reason where the volume of a Postgres is nearly full.
+const LOW_DISK_SPACE: &str = "LowDiskSpace";
 
 /// How a reconciliation ended.
 pub enum Outcome<'a> {
@@ -160,8 +162,9 @@ pub fn status(
     };
     let mut conditions =
         Conditions { before, generation: deployment.generation, now, all: Vec::new() };
-    conditions.of_all(deployment, &parts, outcome);
-    conditions.of_each(&parts, observed);
+    let low = low_disk_space(observed);
+    conditions.of_all(deployment, &parts, outcome, &low);
+    conditions.of_each(&parts, observed, &low);
     let selector = deployment.selector_labels(Component::Api);
     let selector: Vec<_> = selector.iter().map(|(key, value)| format!("{key}={value}")).collect();
     let pending = match outcome {
@@ -248,7 +251,13 @@ struct Conditions<'a> {
 }
 
 impl Conditions<'_> {
-    fn of_all(&mut self, deployment: &Deployment, parts: &Parts, outcome: &Outcome<'_>) {
+    fn of_all(
+        &mut self,
+        deployment: &Deployment,
+        parts: &Parts,
+        outcome: &Outcome<'_>,
+        low: &[String],
+    ) {
         let (health, unsettled) = (parts.health(), parts.unsettled());
         let waiting = format!("waiting for pods of {}", unsettled.join(", "));
         if deployment.spec.hibernate {
@@ -272,6 +281,7 @@ impl Conditions<'_> {
         }
         match outcome {
             Outcome::Failed { reason, message } => self.add("Degraded", true, reason, message),
+            _ if !low.is_empty() => self.add("Degraded", true, LOW_DISK_SPACE, &low.join("; ")),
             _ if health == Health::Yellow || health == Health::Red && self.was_ready() => {
                 self.add("Degraded", true, "PodsMissing", &waiting);
             }
@@ -287,19 +297,22 @@ impl Conditions<'_> {
         }
     }
 
-    fn of_each(&mut self, parts: &Parts, observed: &Observed) {
+    fn of_each(&mut self, parts: &Parts, observed: &Observed, low: &[String]) {
         for (name, pods) in parts.named() {
             let sum = |number: fn(&Pods) -> i64| pods.iter().map(number).sum::<i64>();
             let (ready, wanted) = (sum(|pods| pods.ready), sum(|pods| pods.wanted));
             let settled = pods.iter().all(|pods| pods.is_settled());
-            let reason = if settled { "PodsReady" } else { "PodsNotReady" };
-            let mut message = format!("{ready} of {wanted} pods are ready");
+            let mut reason = if settled { "PodsReady" } else { "PodsNotReady" };
+            let mut message = vec![format!("{ready} of {wanted} pods are ready")];
+            if name == "Postgres" && !low.is_empty() {
+                reason = LOW_DISK_SPACE;
+                message.extend_from_slice(low);
+            }
             if !settled {
                 let label = if name == "Cache" { "redis".to_owned() } else { name.to_lowercase() };
-                let troubles = troubles(observed, &label);
-                message = [vec![message], troubles].concat().join("; ");
+                message.extend(troubles(observed, &label));
             }
-            self.add(&format!("{name}Ready"), settled, reason, &message);
+            self.add(&format!("{name}Ready"), settled, reason, &message.join("; "));
         }
     }
 
@@ -339,6 +352,8 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::components::meta::COMPONENT;
+    use crate::components::postgres::DISK_SPACE;
     use crate::validate::validate;
 
     fn deployment() -> Deployment {
@@ -369,6 +384,29 @@ mod tests {
             observed.objects.insert((kind, name.to_owned()), Arc::new(object));
         }
         observed
+    }
+
+    #[test]
+    fn a_volume_that_is_nearly_full_is_told_of_though_all_pods_are_ready() {
+        let now = Time(k8s_openapi::jiff::Timestamp::UNIX_EPOCH);
+        let mut observed = observed(2);
+        let pod = json!({"metadata": {
+            "name": "gym-postgres-0",
+            "labels": {COMPONENT: "postgres"},
+            "annotations": {DISK_SPACE: "3 of 512 MiB are left"},
+        }});
+        observed.pods.push(Arc::new(serde_json::from_value(pod).unwrap()));
+        let status = status(&deployment(), &observed, &Outcome::Applied, None, &now);
+        let said = |name: &str| {
+            let condition = status.conditions.iter().find(|condition| condition.type_ == name);
+            condition.map(|it| (it.status.as_str(), it.message.as_str())).unwrap()
+        };
+        let words = "the volume of gym-postgres-0 is nearly full: 3 of 512 MiB are left";
+        assert_eq!(said("Degraded"), ("True", words));
+        assert_eq!(
+            said("PostgresReady"),
+            ("True", format!("2 of 2 pods are ready; {words}").as_str())
+        );
     }
 
     #[test]

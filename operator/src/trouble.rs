@@ -10,6 +10,7 @@ use kube::api::DynamicObject;
 use serde_json::Value;
 
 use crate::components::meta::COMPONENT;
+use crate::components::postgres::DISK_SPACE;
 use crate::components::{Kind, Observed};
 
 /// Of one component.
@@ -32,6 +33,15 @@ pub fn troubles(observed: &Observed, component: &str) -> Vec<String> {
     let missing = observed.missing_secrets.iter().map(|name| format!("there is no Secret {name}"));
     let cut = |text: String| text.chars().take(MAX_CHARS).collect();
     missing.chain(of_workloads).chain(of_pods).map(cut).take(MAX_TROUBLES).collect()
+}
+
+/// The pods of Postgres whose volumes have little room, with how much.
+pub fn low_disk_space(observed: &Observed) -> Vec<String> {
+    let of_pod = |pod: &Arc<DynamicObject>| {
+        let left = pod.annotations().get(DISK_SPACE)?;
+        Some(format!("the volume of {} is nearly full: {left}", pod.name_any()))
+    };
+    observed.postgres_pods().filter_map(of_pod).take(MAX_TROUBLES).collect()
 }
 
 /// Why Kubernetes makes no pods for a Deployment, as when a quota is used up.

@@ -1,11 +1,11 @@
 //! What the operator knows of the cluster without asking again: everything that it made, the pods, and which
 //! Secrets there are.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use futures::{Stream, StreamExt, TryStreamExt, stream};
-use k8s_openapi::api::core::v1::Secret;
+use k8s_openapi::api::core::v1::{Node, Pod, Secret};
 use kube::api::{Api, ApiResource, DynamicObject, ListParams, PartialObjectMeta};
 use kube::core::DeserializeGuard;
 use kube::runtime::WatchStreamExt;
@@ -13,6 +13,8 @@ use kube::runtime::reflector::{self, ObjectRef, Store};
 use kube::runtime::watcher::{self, Event, watcher};
 use kube::{Client, Resource, ResourceExt};
 use tokio::sync::watch;
+
+use serde_json::json;
 
 use crate::components::meta::{COMPONENT, INSTANCE, MANAGED_BY, MANAGER, NAME};
 use crate::components::{Kind, Observed};
@@ -71,6 +73,8 @@ pub struct Caches {
     objects: BTreeMap<Kind, Followed>,
     pods: Followed,
     secrets: Store<PartialObjectMeta<Secret>>,
+    /// Those that take no more pods.
+    cordoned: Store<PartialObjectMeta<Node>>,
 }
 
 impl Caches {
@@ -95,7 +99,7 @@ impl Caches {
             objects.insert(kind, followed);
             streams.push(stream);
         }
-        let pods = ApiResource::erase::<k8s_openapi::api::core::v1::Pod>(&());
+        let pods = ApiResource::erase::<Pod>(&());
         let labels = format!("{NAME}=sextant,{COMPONENT}");
         let (pods, stream) = follow(scope.dynamic(client, &pods), pods, &labels);
         streams.push(stream);
@@ -113,7 +117,20 @@ impl Caches {
                 })
                 .boxed();
         streams.push(stream);
-        (Self { objects, pods, secrets }, stream::select_all(streams))
+        let (cordoned, writer) = reflector::store();
+        let config = watcher::Config::default().fields("spec.unschedulable=true");
+        let on_nodes = pods.store.clone();
+        let stream = watcher(Api::<PartialObjectMeta<Node>>::all(client.clone()), config)
+            .modify(|node| node.managed_fields_mut().clear())
+            .default_backoff()
+            .reflect(writer)
+            .touched_objects()
+            .flat_map(move |touched| {
+                stream::iter(touched.map_or(Vec::new(), |node| with_pods_on(&node, &on_nodes)))
+            })
+            .boxed();
+        streams.push(stream);
+        (Self { objects, pods, secrets, cordoned }, stream::select_all(streams))
     }
 
     /// Waits until everything was read once. A kind whose CRD is missing is not waited for.
@@ -123,6 +140,7 @@ impl Caches {
         }
         self.pods.filled().await;
         let _ = self.secrets.wait_until_ready().await;
+        let _ = self.cordoned.wait_until_ready().await;
     }
 
     /// Whenever a kind has come whose CRD was missing.
@@ -152,6 +170,7 @@ impl Caches {
         }
         observed.pods = self.pods.store.state_filter(belongs);
         observed.pods.sort_by_key(|pod| pod.name_any());
+        observed.cordoned = self.cordoned.state().iter().map(|node| node.name_any()).collect();
         observed
     }
 
@@ -185,9 +204,10 @@ fn follow(api: Api<DynamicObject>, resource: ApiResource, labels: &str) -> (Foll
     let stream = watcher(api, config)
         .modify(move |object: &mut DynamicObject| {
             object.managed_fields_mut().clear();
-            // Nobody reads it, and it is the most of them.
+            // Nobody reads the rest, and it is the most of them.
             if are_pods {
-                object.data["spec"].take();
+                let node = object.data["spec"]["nodeName"].take();
+                object.data["spec"] = json!({"nodeName": node});
             }
         })
         .default_backoff()
@@ -250,6 +270,18 @@ fn referring(
         object.namespace() == secret.namespace() && object.spec.secrets().contains(&name.as_str())
     };
     deployments.state_filter(refers).iter().map(|object| ObjectRef::from_obj(&**object)).collect()
+}
+
+/// The SearchDeployments that have pods there.
+fn with_pods_on(
+    node: &PartialObjectMeta<Node>,
+    pods: &Store<DynamicObject>,
+) -> Vec<ObjectRef<SearchDeployment>> {
+    let name = node.name_any();
+    let there = pods.state_filter(|pod| pod.data["spec"]["nodeName"] == name.as_str());
+    let owners: BTreeSet<_> =
+        there.iter().filter_map(|pod| Some((pod.namespace()?, owner(pod)?.name))).collect();
+    owners.into_iter().map(|(namespace, name)| ObjectRef::new(&name).within(&namespace)).collect()
 }
 
 fn owner(object: &DynamicObject) -> Option<ObjectRef<SearchDeployment>> {

@@ -273,6 +273,7 @@ pub struct MilvusConfig {
     pub user: String,
     pub password_file: Option<PathBuf>,
     pub prefix: String,
+    pub replica_number: u16,
     pub timeout_ms: u64,
     pub connect_timeout_ms: u64,
 }
@@ -293,6 +294,7 @@ impl Default for MilvusConfig {
             user: String::new(),
             password_file: None,
             prefix: "sextant".to_owned(),
+            replica_number: 1,
             timeout_ms: 5_000,
             connect_timeout_ms: 1_000,
         }
@@ -488,6 +490,7 @@ impl Config {
         positive("worker.max_attempts", u64::from(self.worker.max_attempts));
         positive("worker.poll_ms", self.worker.poll_ms);
         positive("worker.max_backlog", self.worker.max_backlog);
+        positive("milvus.replica_number", u64::from(self.milvus.replica_number));
         positive("milvus.timeout_ms", self.milvus.timeout_ms);
         positive("milvus.connect_timeout_ms", self.milvus.connect_timeout_ms);
         positive("redis.timeout_ms", self.redis.timeout_ms);

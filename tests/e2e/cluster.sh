@@ -10,6 +10,7 @@
 #   cluster.sh tag NAME NAME      gives an image of both nodes another name, too
 #   cluster.sh cut | mend         takes the second node's network away; gives it back
 #   cluster.sh freeze | thaw      stops everything on the second node; goes on with it
+#   cluster.sh metrics            starts a metrics server, for autoscalers
 #
 # KUBECONFIG is /run/sextant-cluster/admin.yaml.
 #
@@ -104,10 +105,10 @@ clear_iptables() {
         for table in filter nat mangle; do
             "$tool-save" -t "$table" 2>/dev/null | sed -En 's/^-A (.*(KUBE-|CNI-|sx-).*)/\1/p' |
                 while read -r rule; do eval "$tool -w -t $table -D $rule" 2>/dev/null || true; done
-            for chain in $("$tool-save" -t "$table" 2>/dev/null | sed -En 's/^:((KUBE|CNI)-[^ ]*) .*/\1/p'); do
+            for chain in $("$tool-save" -t "$table" 2>/dev/null | sed -En 's/^:((KUBE|CNI|sx)-[^ ]*) .*/\1/p'); do
                 "$tool" -w -t "$table" -F "$chain" 2>/dev/null || true
             done
-            for chain in $("$tool-save" -t "$table" 2>/dev/null | sed -En 's/^:((KUBE|CNI)-[^ ]*) .*/\1/p'); do
+            for chain in $("$tool-save" -t "$table" 2>/dev/null | sed -En 's/^:((KUBE|CNI|sx)-[^ ]*) .*/\1/p'); do
                 "$tool" -w -t "$table" -X "$chain" 2>/dev/null || true
             done
         done
@@ -117,7 +118,7 @@ clear_iptables() {
 down() {
     local name mounted disk=$DISK
     [ ! -f "$RUN/disk" ] || disk=$(cat "$RUN/disk")
-    for name in provisioner coredns policies-node1 policies-node2 kube-proxy-node1 kube-proxy-node2 kubelet-node1 kubelet-node2 scheduler controllers; do
+    for name in metrics provisioner coredns policies-node1 policies-node2 kube-proxy-node1 kube-proxy-node2 kubelet-node1 kubelet-node2 scheduler controllers; do
         stop "$name"
     done
     kill_cgroups
@@ -243,7 +244,8 @@ control_plane() {
         --root-ca-file="$pki/ca.crt" --service-account-private-key-file="$pki/sa.key" \
         --use-service-account-credentials --cluster-signing-cert-file="$pki/ca.crt" \
         --cluster-signing-key-file="$pki/ca.key" --node-monitor-grace-period=12s \
-        --node-monitor-period=2s --horizontal-pod-autoscaler-sync-period=5s
+        --node-monitor-period=2s --horizontal-pod-autoscaler-sync-period=5s \
+        --horizontal-pod-autoscaler-downscale-stabilization=20s
     start scheduler "$BIN/kube-scheduler" --kubeconfig="$RUN/scheduler.yaml" \
         --authentication-kubeconfig="$RUN/scheduler.yaml" --authorization-kubeconfig="$RUN/scheduler.yaml" \
         --bind-address=127.0.0.1 --secure-port=11259 --leader-elect=false
@@ -400,6 +402,84 @@ volumeBindingMode: WaitForFirstConsumer
 YAML
 }
 
+# NetworkPolicies are decided on by kube-network-policies, packet by packet for the first of each
+# connection. It would hand them over by nftables, which not every kernel can: here iptables does.
+policies() {
+    local n name rule
+    kubectl create serviceaccount -n kube-system network-policies >/dev/null
+    kubectl create clusterrole network-policies --verb=list,watch \
+        --resource=pods,namespaces,networkpolicies.networking.k8s.io >/dev/null
+    kubectl create clusterrolebinding network-policies --clusterrole=network-policies \
+        --serviceaccount=kube-system:network-policies >/dev/null
+    mkdir -p "$RUN/policies"
+    kubectl create token -n kube-system network-policies --duration=24h >"$RUN/policies/token"
+    cp "$RUN/pki/ca.crt" "$RUN/policies/ca.crt"
+    for n in 0 1; do
+        name=${NODES[n]}
+        start "policies-$name" "$SELF" in-pod "$n" "$CACHE/bin/kube-network-policies" \
+            --hostname-override="$name" --nfqueue-id=100 --metrics-bind-address=127.0.0.1:0
+        on "$n" iptables -w -t mangle -N sx-policies
+        # Like the kubelet's probes: what a node itself sends is let through.
+        for rule in '-m addrtype --src-type LOCAL -j RETURN' \
+            '-m conntrack --ctstate ESTABLISHED,RELATED -j RETURN' \
+            '-s 10.244.0.0/16 -j NFQUEUE --queue-num 100 --queue-bypass' \
+            '-d 10.244.0.0/16 -j NFQUEUE --queue-num 100 --queue-bypass'; do
+            # shellcheck disable=SC2086 # words
+            on "$n" iptables -w -t mangle -A sx-policies $rule
+        done
+        on "$n" iptables -w -t mangle -A POSTROUTING -j sx-policies
+    done
+}
+
+# A program that finds the API server as in a pod of a node.
+in_pod() {
+    local enter=()
+    [ "$1" = 0 ] || enter=(nsenter --net="/run/netns/$NETNS")
+    shift
+    export KUBERNETES_SERVICE_HOST=${NODE_IP[0]} KUBERNETES_SERVICE_PORT=6443
+    # shellcheck disable=SC2016 # the inner shell's
+    exec "${enter[@]}" unshare --mount sh -c '
+        mount --bind "$0" /mnt
+        mount -t tmpfs none /run
+        mkdir -p /run/secrets/kubernetes.io
+        ln -s /mnt /run/secrets/kubernetes.io/serviceaccount
+        exec "$@"' "$RUN/policies" "$@"
+}
+
+metrics() {
+    [ ! -f "$RUN/metrics.pid" ] || return 0
+    kubectl apply -f - >/dev/null <<YAML
+apiVersion: v1
+kind: Service
+metadata: {name: metrics-server, namespace: kube-system}
+spec: {ports: [{port: 443, targetPort: 11443}]}
+---
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: {name: metrics-server, namespace: kube-system, labels: {kubernetes.io/service-name: metrics-server}}
+addressType: IPv4
+ports: [{port: 11443}]
+endpoints: [{addresses: ["${NODE_IP[0]}"]}]
+---
+apiVersion: apiregistration.k8s.io/v1
+kind: APIService
+metadata: {name: v1beta1.metrics.k8s.io}
+spec:
+  service: {name: metrics-server, namespace: kube-system}
+  group: metrics.k8s.io
+  version: v1beta1
+  insecureSkipTLSVerify: true
+  groupPriorityMinimum: 100
+  versionPriority: 100
+YAML
+    start metrics "$CACHE/bin/metrics-server" --kubeconfig="$RUN/admin.yaml" \
+        --authentication-kubeconfig="$RUN/admin.yaml" --authorization-kubeconfig="$RUN/admin.yaml" \
+        --bind-address="${NODE_IP[0]}" --secure-port=11443 --cert-dir="$RUN/metrics" \
+        --kubelet-preferred-address-types=InternalIP --kubelet-certificate-authority="$RUN/pki/ca.crt" \
+        --metric-resolution=10s
+    until_true 60 'metrics of nodes' kubectl get --raw /apis/metrics.k8s.io/v1beta1/nodes
+}
+
 # Whether a node has the image of this reference, of this archive.
 archive_mark() { echo "$DISK/$1/archives/$(tr '/:' '__' <<<"$2")"; }
 
@@ -429,7 +509,7 @@ missing() {
 not_set_up() {
     local program
     for program in containerd runc iptables ip conntrack nsenter openssl ctr mkfs.ext4 "$BIN/kubelet" \
-        "$BIN/kubectl" "$CACHE/bin/coredns" "$TARGET/release/e2e-provisioner"; do
+        "$BIN/kubectl" "$CACHE/bin/coredns" "$CACHE/bin/kube-network-policies" "$CACHE/bin/metrics-server" "$TARGET/release/e2e-provisioner"; do
         command -v "$program" >/dev/null || echo "$program"
     done
 }
@@ -455,6 +535,7 @@ up() {
     objects
     dns
     for n in 0 1; do node_services $n; done
+    policies
     start provisioner env KUBECONFIG="$RUN/admin.yaml" "$TARGET/release/e2e-provisioner" "$DISK/run/volumes"
     for n in 0 1; do
         until_true 60 "${NODES[n]}" kubectl wait --for=condition=Ready --timeout=1s "node/${NODES[n]}"
@@ -464,7 +545,7 @@ up() {
 }
 
 case ${1:-} in
-up | down | missing) "$1" ;;
+up | down | missing | metrics) "$1" ;;
 load) load "$2" "$3" ;;
 tag)
     for name in "${NODES[@]}"; do
@@ -475,11 +556,15 @@ cut) ip link set sx-n2 down ;;
 mend) ip link set sx-n2 up ;;
 freeze) echo FROZEN >/sys/fs/cgroup/freezer/sx-node2/freezer.state ;;
 thaw) echo THAWED >/sys/fs/cgroup/freezer/sx-node2/freezer.state ;;
+in-pod)
+    shift
+    in_pod "$@"
+    ;;
 in-cgroup)
     shift
     group=$1 node=$2
     shift 2
     if [ "$node" = 0 ]; then in_cgroup "$group" "$@"; else in_cgroup "$group" nsenter --net="/run/netns/$NETNS" "$@"; fi
     ;;
-*) die "usage: cluster.sh up | down | missing | load FILE NAME | tag NAME NAME | cut | mend | freeze | thaw" ;;
+*) die "usage: cluster.sh up | down | missing | load FILE NAME | tag NAME NAME | cut | mend | freeze | thaw | metrics" ;;
 esac

@@ -121,13 +121,22 @@ pub fn add(desired: &mut Desired, deployment: &Deployment, observed: &Observed) 
 pub fn connection(deployment: &Deployment) -> Connection {
     let milvus = &deployment.spec.milvus;
     if let Some(external) = &milvus.external {
-        let connection = Connection::new("milvus", json!({"endpoints": external.endpoints}));
+        let config = json!({
+            "endpoints": external.endpoints,
+            "replica_number": milvus.replica_number(),
+        });
+        let connection = Connection::new("milvus", config);
         return connection.with_login(external.user.as_deref(), external.password_secret.as_ref());
     }
     let name = deployment.child_name(Component::Milvus);
     let url = format!("http://{}:{PORT}", deployment.host(&name));
     let client = if milvus.has_streaming_nodes() { "v2" } else { "v1" };
-    let config = json!({"endpoints": [url], "client": client, "user": "root"});
+    let config = json!({
+        "endpoints": [url],
+        "client": client,
+        "user": "root",
+        "replica_number": milvus.replica_number(),
+    });
     Connection::new("milvus", config).with_secret("password_file", name, "password")
 }
 

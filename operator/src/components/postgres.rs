@@ -11,7 +11,10 @@ use k8s_openapi::api::core::v1::{
     ConfigMap, Container, PersistentVolumeClaim, PersistentVolumeClaimSpec, PodSpec, Service,
     ServiceAccount, ServiceSpec, VolumeResourceRequirements,
 };
+use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use k8s_openapi::api::rbac::v1::{PolicyRule, Role, RoleBinding, RoleRef, Subject};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
+use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use kube::api::ObjectMeta;
 use serde_json::{Value, json};
 
@@ -35,6 +38,8 @@ pub const PATRONI_PASSWORD: &str = "patroni";
 pub const ROLE_LABEL: &str = "sextant.dev/postgres-role";
 pub const PRIMARY: &str = "primary";
 const REPLICA: &str = "replica";
+/// Annotation of a pod whose volume has little room: how much.
+pub const DISK_SPACE: &str = "sextant.dev/disk-space";
 /// By which Patroni finds the members.
 const SCOPE_LABEL: &str = "sextant.dev/postgres-scope";
 const CONFIG: &str = "/etc/patroni";
@@ -100,11 +105,47 @@ pub fn add(desired: &mut Desired, deployment: &Deployment, observed: &Observed) 
         desired.add(Kind::Service, service);
     }
     if deployment.spec.postgres.instances() > 1 && !deployment.spec.hibernate {
-        let budget = disruption_budget(deployment, Component::Postgres);
-        desired.add(Kind::PodDisruptionBudget, budget);
+        for budget in budgets(deployment) {
+            desired.add(Kind::PodDisruptionBudget, budget);
+        }
     }
     desired.add(Kind::StatefulSet, stateful_set(deployment, observed, &config));
     desired.add(Kind::ConfigMap, config);
+}
+
+/// A primary is not evicted: the operator moves it away first, and then it is none. Of the replicas,
+/// one at a time.
+fn budgets(deployment: &Deployment) -> Vec<PodDisruptionBudget> {
+    let of = |role: &str, metadata: ObjectMeta, least: i32| {
+        let mut budget = disruption_budget(deployment, Component::Postgres);
+        budget.metadata = metadata;
+        let spec = budget.spec.get_or_insert_default();
+        // A share of the StatefulSet's replicas would count those of the other role, too.
+        (spec.max_unavailable, spec.min_available) = (None, Some(IntOrString::Int(least)));
+        spec.selector = Some(LabelSelector {
+            match_labels: Some(with_role(deployment, role)),
+            ..LabelSelector::default()
+        });
+        budget
+    };
+    let replicas = deployment.spec.postgres.instances() - 1;
+    let primary = deployment.child_with(Component::Postgres, PRIMARY);
+    let mut budgets = vec![of(PRIMARY, primary, 1)];
+    if replicas > 1 {
+        budgets.push(of(
+            REPLICA,
+            deployment.child_with(Component::Postgres, REPLICA),
+            replicas - 1,
+        ));
+    }
+    budgets
+}
+
+/// What selects the pods of a role.
+fn with_role(deployment: &Deployment, role: &str) -> BTreeMap<String, String> {
+    let mut labels = deployment.selector_labels(Component::Postgres);
+    labels.insert(ROLE_LABEL.to_owned(), role.to_owned());
+    labels
 }
 
 /// How servers reach the database. Strings of an external one hold passwords, so they come as
@@ -213,8 +254,6 @@ fn services(deployment: &Deployment) -> [Service; 3] {
         ..Service::default()
     };
     let port = service::port("postgres", PORT);
-    let mut replicas = deployment.selector_labels(Component::Postgres);
-    replicas.insert(ROLE_LABEL.to_owned(), REPLICA.to_owned());
     [
         // Without a selector: its address is the holder of Patroni's lock.
         named("rw", ServiceSpec { ports: Some(vec![port.clone()]), ..ServiceSpec::default() }),
@@ -222,7 +261,7 @@ fn services(deployment: &Deployment) -> [Service; 3] {
             "ro",
             ServiceSpec {
                 ports: Some(vec![port]),
-                selector: Some(replicas),
+                selector: Some(with_role(deployment, REPLICA)),
                 ..ServiceSpec::default()
             },
         ),
@@ -335,6 +374,7 @@ elif [ -e pgdata ] && [ ! -e pgdata/{COMPLETE} ]; then
     rm -rf pgdata.incomplete
     mv pgdata pgdata.incomplete
 fi
+python3 {CONFIG}/disk_space.py {DATA} {DISK_SPACE} &
 exec patroni {CONFIG}/patroni.yaml
 "
     );
@@ -344,6 +384,7 @@ exec patroni {CONFIG}/patroni.yaml
             ("patroni.yaml".to_owned(), serde_json::to_string_pretty(&config).unwrap_or_default()),
             ("post-bootstrap.sh".to_owned(), post_bootstrap),
             ("start.sh".to_owned(), start),
+            ("disk_space.py".to_owned(), include_str!("disk_space.py").to_owned()),
         ])),
         ..ConfigMap::default()
     }
@@ -472,6 +513,8 @@ pub struct Member {
     pub in_sync: bool,
     /// Whether a setting waits for a restart of its Postgres.
     pub pending_restart: bool,
+    /// Whether its node takes no more pods, as before it is drained.
+    pub leaving: bool,
 }
 
 /// What brings members to the present template.
@@ -490,8 +533,14 @@ pub enum RolloutStep {
 }
 
 /// The next step of a rolling update: replicas first, then a planned switchover, the old primary
-/// last. Then restarts, where only settings changed, in the same order. One at a time.
+/// last. Then restarts, where only settings changed, in the same order. One at a time. Before all of
+/// that the primary leaves a node that is to be drained.
 pub fn rollout_step(members: &[Member], instances: usize) -> RolloutStep {
+    if let Some(primary) = members.iter().find(|member| member.is_primary && member.leaving)
+        && let Some(step) = switchover(members, primary)
+    {
+        return step;
+    }
     if members.len() < instances {
         // One is being made again. A primary that seems to be alone is not: it must not go now.
         return RolloutStep::Wait;
@@ -506,13 +555,15 @@ pub fn rollout_step(members: &[Member], instances: usize) -> RolloutStep {
     if !first.is_primary || instances == 1 {
         return RolloutStep::Replace(first.name.clone());
     }
-    let able = members.iter().filter(|member| member.in_sync && member.ready && !member.is_primary);
-    match able.min_by_key(|member| &member.name) {
-        Some(replica) => {
-            RolloutStep::Switchover { from: first.name.clone(), to: replica.name.clone() }
-        }
-        None => RolloutStep::Wait,
-    }
+    switchover(members, first).unwrap_or(RolloutStep::Wait)
+}
+
+/// To a member that loses nothing and stays where it is, when there is one.
+fn switchover(members: &[Member], primary: &Member) -> Option<RolloutStep> {
+    let able =
+        |member: &&Member| member.in_sync && member.ready && !member.is_primary && !member.leaving;
+    let replica = members.iter().filter(able).min_by_key(|member| &member.name)?;
+    Some(RolloutStep::Switchover { from: primary.name.clone(), to: replica.name.clone() })
 }
 
 fn restart_step(members: &[Member]) -> RolloutStep {
@@ -536,6 +587,7 @@ mod tests {
             outdated: true,
             in_sync: true,
             pending_restart: false,
+            leaving: false,
         }
     }
 
@@ -567,6 +619,22 @@ mod tests {
         assert_eq!(rollout_step(&members, members.len()), RolloutStep::Wait);
         members[1].ready = true;
         assert_eq!(rollout_step(&members, members.len()), RolloutStep::Restart("pg-0".to_owned()));
+    }
+
+    #[test]
+    fn a_primary_leaves_a_node_that_is_to_be_drained_for_a_replica_that_stays() {
+        let mut members = [member("pg-0", true), member("pg-1", false), member("pg-2", false)];
+        for member in &mut members {
+            member.outdated = false;
+        }
+        members[0].leaving = true;
+        members[1].leaving = true;
+        let (from, to) = ("pg-0".to_owned(), "pg-2".to_owned());
+        let switchover = RolloutStep::Switchover { from, to };
+        assert_eq!(rollout_step(&members, 3), switchover);
+        assert_eq!(rollout_step(&members, 4), switchover, "also while another is made again");
+        members[2].in_sync = false;
+        assert_eq!(rollout_step(&members, 3), RolloutStep::Done);
     }
 
     #[test]

@@ -17,7 +17,11 @@ use super::is_default;
     validation = Rule::new(
         "!has(self.version) || !self.version.matches('^v?2[.][0-5][.]') || (has(self.mode) && self.mode != 'cluster') || !has(self.mode) || (has(self.messageQueue) && self.messageQueue == 'kafka')"
     )
-    .message("a cluster of Milvus 2.5 or older needs messageQueue: kafka")
+    .message("a cluster of Milvus 2.5 or older needs messageQueue: kafka"),
+    validation = Rule::new(
+        "!has(self.replicaNumber) || self.replicaNumber == 1 || (has(self.mode) && (self.mode == 'external' || (self.mode == 'cluster' && self.replicaNumber <= (has(self.roles) && has(self.roles.queryNode) && has(self.roles.queryNode.replicas) ? self.roles.queryNode.replicas : 2))))"
+    )
+    .message("replicaNumber: every copy needs a query node of its own")
 )]
 #[serde(rename_all = "camelCase")]
 pub struct MilvusSpec {
@@ -28,6 +32,11 @@ pub struct MilvusSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 64), regex(pattern = r"^v?[0-9]+\.[0-9]+\.[0-9]+([-.+].*)?$"))]
     pub version: Option<String>,
+    /// Copies of each collection in memory, on query nodes of their own: with two, the loss of a query
+    /// node is not noticed. Older Milvus gives it to new collections only. Default: 1.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 16))]
+    pub replica_number: Option<u16>,
     /// A Milvus that is there already.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub external: Option<MilvusExternal>,
@@ -55,6 +64,10 @@ pub struct MilvusSpec {
 }
 
 impl MilvusSpec {
+    pub fn replica_number(&self) -> u16 {
+        self.replica_number.unwrap_or(1)
+    }
+
     pub fn version(&self) -> &str {
         self.version.as_deref().unwrap_or("v2.6.15")
     }

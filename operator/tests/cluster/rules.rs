@@ -14,6 +14,7 @@ async fn specs_that_cannot_be_had_are_refused_with_a_reason() {
         (json!({"milvus": {"mode": "cluster"}}), "set objectStorage"),
         (json!({"milvus": {"mode": "external"}}), "belong together"),
         (json!({"milvus": {"etcd": {"replicas": 2}}}), "1, 3 or 5"),
+        (json!({"milvus": {"replicaNumber": 2}}), "a query node of its own"),
         (json!({"api": {"autoscaling": {"maxReplicas": 1}}}), "at least minReplicas"),
         (json!({"api": {"expose": {"ingressClass": "nginx"}}}), "need a host"),
         (json!({"api": {"replicas": -1}}), "greater than or equal to 0"),

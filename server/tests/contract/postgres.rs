@@ -306,6 +306,33 @@ async fn a_promoted_replica_is_written_to_without_a_restart() {
 }
 
 #[tokio::test]
+async fn what_needs_the_primary_waits_for_one_that_is_just_being_promoted() {
+    let (_folder, [mut primary, replica]) = cluster().await;
+    let hosts = format!(
+        "postgres://sextant@127.0.0.1:{},127.0.0.1:{}/postgres?sslmode=disable",
+        primary.port(),
+        replica.port()
+    );
+    let patient = Duration::from_secs(4);
+    let store = connect(PostgresOptions { connect_timeout: patient, ..options(&hosts, &[]) }).await;
+    let id = collection(&store, "a").await.id;
+    let key = store.upsert(id, &[write("1", "one")], None).await.unwrap().keys[0];
+    let there =
+        || async { replica.ask("SELECT count(*) FROM documents").await.is_ok_and(|n| n == "1") };
+    until("the document on the replica", there).await.unwrap();
+    primary.process().kill().await.unwrap();
+    // Connections are broken, and then there is no primary for a while.
+    let promoted = async {
+        let lost = || async { store.status().iter().all(|node| node.state != "primary") };
+        until("the loss", lost).await.unwrap();
+        replica.promote().await.unwrap();
+    };
+    let (read, ()) = tokio::join!(reads(&store, id, key), promoted);
+    assert!(read);
+    store.upsert(id, &[write("2", "two")], None).await.unwrap();
+}
+
+#[tokio::test]
 async fn a_frozen_replica_delays_a_read_for_a_bounded_time_and_only_at_first() {
     let (_folder, [primary, replica]) = cluster().await;
     let (store, id, key) = with_replica(&primary, &replica).await;

@@ -79,9 +79,14 @@ impl Count {
         self.longest_gap_ms = self.longest_gap_ms.max(millis(last.elapsed()));
     }
 
+    /// Those with no answer or a false one.
+    pub fn bad(&self) -> u64 {
+        self.failed + self.empty + self.wrong
+    }
+
     /// Neither failed nor false.
     pub fn is_flawless(&self) -> bool {
-        self.failed == 0 && self.empty == 0 && self.wrong == 0
+        self.bad() == 0
     }
 }
 

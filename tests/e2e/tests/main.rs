@@ -13,4 +13,5 @@ mod operator;
 mod postgres;
 mod security;
 mod serving;
+mod soak;
 mod support;

@@ -2,42 +2,137 @@
 
 use std::time::{Duration, Instant};
 
-use crate::support::{Stack, figure, free_port, until};
+use sextant_e2e::load::{Rates, Report};
+
+use crate::support::{AROUND, Cluster, Load, Stack, figure, free_port, until};
 
 const NAMESPACE: &str = "vectors";
+const MANIFESTS: &str = "tests/e2e/tests/milvus-cluster.yaml";
+const QUERY_NODES: &str = "pods -n vectors -l app.kubernetes.io/component=milvus-querynode";
+const RATES: Rates = Rates { searches_per_second: 10.0, writes_per_second: 5.0 };
+/// Without a failure, after which everything is taken to be well again.
+const WELL: Duration = Duration::from_secs(10);
 
-#[tokio::test]
-async fn documents_are_written_to_and_found_in_a_cluster_of_milvus() {
+/// The cluster, as long as the work takes.
+async fn with_cluster(work: impl AsyncFnOnce(&Cluster)) {
     let (stack, _) = Stack::get().await;
     let cluster = &stack.cluster;
-    let begin = Instant::now();
-    cluster.sh("kubectl apply -f tests/e2e/tests/milvus-cluster.yaml").await;
+    let delete = format!("kubectl delete -f {MANIFESTS} --ignore-not-found --wait --timeout=5m");
+    cluster.sh(&delete).await;
+    cluster.sh(&format!("kubectl apply -f {MANIFESTS}")).await;
+    until_ready(cluster).await;
+    work(cluster).await;
+    cluster.sh(&delete).await;
+}
+
+async fn until_ready(cluster: &Cluster) {
     until("the cluster", Duration::from_mins(5), async || {
         let object = cluster.get(&format!("searchdeployment -n {NAMESPACE} sextant")).await;
         let status = &object["status"];
-        if status["phase"] == "Ready" { Ok(()) } else { Err(status["conditions"].to_string()) }
+        let is_observed = object["metadata"]["generation"] == status["observedGeneration"];
+        let ready = is_observed && status["phase"] == "Ready";
+        if ready { Ok(()) } else { Err(status["conditions"].to_string()) }
     })
     .await;
-    let ready = begin.elapsed();
+}
+
+/// Asks the server: `ask PATH…` is curl with the key, `$url` its collections.
+async fn ask(cluster: &Cluster, script: &str) -> String {
     let script = format!(
         "kubectl port-forward -n {NAMESPACE} service/sextant-api {port}:80 >/dev/null &
         trap 'kill $(jobs -p)' EXIT
-        url=http://127.0.0.1:{port}/v1/collections/exercises
+        url=http://127.0.0.1:{port}/v1/collections
         key=$(kubectl get secret -n {NAMESPACE} sextant-api-keys -o jsonpath='{{.data.admin}}' | base64 -d)
-        ask() {{ curl -sS --fail-with-body -H @<(echo \"Authorization: Bearer $key\") \"$@\"; }}
-        ask --retry 9 --retry-connrefused -X PUT $url -H 'Content-Type: application/json' \
-            -d '{{\"text_fields\": [\"name\", \"description\"]}}' >/dev/null
-        ask \"$url/documents?wait=true\" -H 'Content-Type: application/x-ndjson' \
-            --data-binary @deploy/samples/exercises.ndjson >/dev/null
-        ask \"$url/search?query=stiff+lower+back&limit=3&mode=dense\"",
+        ask() {{ curl -sS --fail-with-body --retry 9 --retry-connrefused -H @<(echo \"Authorization: Bearer $key\") \"$@\"; }}
+        {script}",
         port = free_port(),
     );
-    let found = cluster.sh(&script).await;
-    assert!(found.contains("\"hits\":[{\"id\":"), "{found}");
-    figure(&format!(
-        "Milvus with its roles: ready after {:.1} s, found after {:.1} s",
-        ready.as_secs_f64(),
-        begin.elapsed().as_secs_f64(),
-    ));
-    cluster.sh("kubectl delete -f tests/e2e/tests/milvus-cluster.yaml --wait=false").await;
+    cluster.sh(&script).await
+}
+
+#[tokio::test]
+async fn documents_are_written_to_and_found_in_a_cluster_of_milvus() {
+    let begin = Instant::now();
+    with_cluster(async |cluster| {
+        let ready = begin.elapsed();
+        let script = "
+            ask -X PUT $url/exercises -H 'Content-Type: application/json' \
+                -d '{\"text_fields\": [\"name\", \"description\"]}' >/dev/null
+            ask \"$url/exercises/documents?wait=true\" -H 'Content-Type: application/x-ndjson' \
+                --data-binary @deploy/samples/exercises.ndjson >/dev/null
+            ask \"$url/exercises/search?query=stiff+lower+back&limit=3&mode=dense\"";
+        let found = ask(cluster, script).await;
+        assert!(found.contains("\"hits\":[{\"id\":"), "{found}");
+        figure(&format!(
+            "Milvus with its roles: ready after {:.1} s, found after {:.1} s",
+            ready.as_secs_f64(),
+            begin.elapsed().as_secs_f64(),
+        ));
+    })
+    .await;
+}
+
+/// Kills each of the query nodes in turn, under load, with time between them. What came of it, and the
+/// longest time until everything was well again.
+async fn lose_query_nodes(cluster: &Cluster, load: &Load<'_>) -> (Report, Duration) {
+    load.start(RATES).await;
+    tokio::time::sleep(AROUND).await;
+    let mut longest = Duration::ZERO;
+    let nodes = cluster.get(QUERY_NODES).await["items"].as_array().unwrap().clone();
+    assert_eq!(nodes.len(), 2);
+    for node in nodes {
+        let name = node["metadata"]["name"].as_str().unwrap();
+        let begin = Instant::now();
+        let kill = "--grace-period=0 --force 2>/dev/null";
+        cluster.sh(&format!("kubectl delete pod -n {NAMESPACE} {name} {kill}")).await;
+        let (mut seen, mut last) = (load.so_far().await.searches().bad(), begin);
+        until("no more failures", Duration::from_mins(3), async || {
+            let bad = load.so_far().await.searches().bad();
+            if bad != seen {
+                (seen, last) = (bad, Instant::now());
+            }
+            if last.elapsed() > WELL { Ok(()) } else { Err(format!("{bad} bad answers")) }
+        })
+        .await;
+        longest = longest.max(last - begin);
+        until_ready(cluster).await;
+        // Milvus spreads the copies anew.
+        tokio::time::sleep(WELL).await;
+    }
+    let report = load.stop().await;
+    let (acknowledged, missing) = load.lost().await;
+    assert!(missing.is_empty(), "of {acknowledged} acknowledged writes {missing:?}; {report}");
+    (report, longest)
+}
+
+#[tokio::test]
+async fn the_loss_of_a_query_node_is_not_noticed_where_another_has_a_copy() {
+    with_cluster(async |cluster| {
+        let load = Load { cluster, namespace: NAMESPACE };
+        load.begin().await;
+        let (one, longest) = lose_query_nodes(cluster, &load).await;
+        figure(&format!(
+            "query nodes killed, one copy: well again after {:.1} s; {one}",
+            longest.as_secs_f64()
+        ));
+        let patch = r#"{"spec": {"milvus": {"replicaNumber": 2}}}"#;
+        let target = format!("searchdeployment -n {NAMESPACE} sextant");
+        cluster.sh(&format!("kubectl patch {target} --type merge -p '{patch}'")).await;
+        until_ready(cluster).await;
+        // This Milvus gives copies to new collections only.
+        ask(cluster, "for name in exercises ledger; do ask -X DELETE $url/$name >/dev/null; done")
+            .await;
+        load.begin().await;
+        let (two, longest) = lose_query_nodes(cluster, &load).await;
+        figure(&format!(
+            "query nodes killed, two copies: well again after {:.1} s; {two}",
+            longest.as_secs_f64()
+        ));
+        for report in [&one, &two] {
+            let searches = report.searches();
+            assert_eq!((searches.empty, searches.wrong), (0, 0), "{report}");
+        }
+        assert!(two.searches().is_flawless(), "{two}");
+    })
+    .await;
 }

@@ -8,8 +8,6 @@ use sextant_e2e::load::{Kind, Report};
 
 use crate::support::{AROUND, NAMESPACE, Probe, Stack, figure, through, until};
 
-const DATA: &str = "/var/lib/postgresql/data/pgdata";
-
 /// Waits until another pod than this is the primary.
 async fn until_another_is_primary(stack: &Stack, old: &str) {
     until("another primary", Duration::from_mins(2), async || {
@@ -42,8 +40,7 @@ async fn writes_go_on_soon_after_the_primarys_process_is_killed() {
     let (stack, _) = Stack::get().await;
     let primary = stack.primary().await.unwrap();
     let report = through(&stack, async || {
-        let kill = format!("kill -9 $(head -1 {DATA}/postmaster.pid)");
-        stack.cluster.sh(&format!("kubectl exec -n {NAMESPACE} {primary} -- sh -c '{kill}'")).await;
+        stack.kill_postgres(&primary).await;
     })
     .await;
     figure(&format!(

@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use crate::support::{NAMESPACE, Stack};
+use crate::support::{NAMESPACE, Stack, figure};
 
 #[tokio::test]
 async fn the_operators_account_may_do_what_its_role_lists_and_nothing_else() {
@@ -19,6 +19,7 @@ async fn the_operators_account_may_do_what_its_role_lists_and_nothing_else() {
         "patch statefulsets.apps",
         "create secrets",
         "delete pods",
+        "list nodes",
         "patch searchdeployments --subresource=status",
     ] {
         assert!(may(what).await, "{what}");
@@ -27,7 +28,7 @@ async fn the_operators_account_may_do_what_its_role_lists_and_nothing_else() {
         "create pods --subresource=exec",
         "create pods",
         "delete persistentvolumes",
-        "get nodes",
+        "patch nodes",
         "create clusterroles",
         "impersonate users",
         "delete namespaces",
@@ -89,4 +90,69 @@ async fn no_password_is_in_a_process_list_or_a_log_of_the_operator() {
 fn base64_decoded(text: &str) -> Vec<u8> {
     use base64::Engine;
     base64::engine::general_purpose::STANDARD.decode(text).unwrap()
+}
+
+/// Connects from a pod of the Postgres image, which has Python, to each address.
+async fn reachable(stack: &Stack, namespace: &str, pod: &str, addresses: &[String]) -> Vec<String> {
+    let script = "
+import socket, sys
+for address in sys.argv[1:]:
+    host, port = address.split(':')
+    try:
+        socket.create_connection((host, int(port)), timeout=3).close()
+        print(address)
+    except OSError:
+        pass";
+    let words = addresses.join(" ");
+    let command = format!("kubectl exec -n {namespace} {pod} -- python3 -c \"{script}\" {words}");
+    stack.cluster.sh(&command).await.lines().map(str::to_owned).collect()
+}
+
+#[tokio::test]
+async fn a_connection_that_is_not_listed_is_refused() {
+    let (stack, _) = Stack::get().await;
+    if !stack.cluster.is_own {
+        println!("not run: only of `make cluster-up` it is known that it enforces NetworkPolicies");
+        return;
+    }
+    let stray = json!({
+        "apiVersion": "v1", "kind": "Pod",
+        // Its labels do not help: they count in the stack's own namespace only.
+        "metadata": {"name": "stray", "namespace": "elsewhere", "labels": {
+            "app.kubernetes.io/name": "sextant", "app.kubernetes.io/instance": "sextant",
+            "app.kubernetes.io/component": "api",
+        }},
+        "spec": {"terminationGracePeriodSeconds": 0, "containers": [{
+            "name": "stray", "command": ["sleep", "600"], "imagePullPolicy": "IfNotPresent",
+            "image": stack.image("postgres").await,
+        }]},
+    });
+    let start = format!(
+        "kubectl create namespace elsewhere --dry-run=client -o yaml | kubectl apply -f -
+        kubectl apply -f - <<'END'\n{stray}\nEND
+        kubectl wait -n elsewhere --for=condition=Ready --timeout=60s pod/stray"
+    );
+    stack.cluster.sh(&start).await;
+    let mut addresses = Vec::new();
+    for (component, ports) in [
+        ("api", &[8080][..]),
+        ("postgres", &[5432, 8008]),
+        ("redis", &[6379]),
+        ("milvus", &[19530, 9091]),
+    ] {
+        for pod in stack.addresses(component).await {
+            addresses.extend(ports.iter().map(|port| (component, *port, format!("{pod}:{port}"))));
+        }
+    }
+    let all: Vec<_> = addresses.iter().map(|(_, _, address)| address.clone()).collect();
+    let of = |wanted: &[(&str, u16)]| {
+        let listed = addresses.iter().filter(|(name, port, _)| wanted.contains(&(*name, *port)));
+        listed.map(|(_, _, address)| address.clone()).collect::<Vec<_>>()
+    };
+    assert_eq!(reachable(&stack, "elsewhere", "stray", &all).await, of(&[("api", 8080)]));
+    let primary = stack.primary().await.unwrap();
+    let listed = of(&[("api", 8080), ("postgres", 5432), ("postgres", 8008)]);
+    assert_eq!(reachable(&stack, NAMESPACE, &primary, &all).await, listed);
+    figure(&format!("connections tried: 2 × {}; refused: all that are not listed", all.len()));
+    stack.cluster.sh("kubectl delete namespace elsewhere --wait --timeout=2m").await;
 }

@@ -1,9 +1,9 @@
 //! What becomes of searches while servers and caches come and go.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::json;
-use sextant_e2e::load::Kind;
+use sextant_e2e::load::{Kind, Rates};
 
 use crate::support::{NAME, NAMESPACE, Stack, figure, through, until};
 
@@ -66,26 +66,33 @@ async fn no_search_fails_during_a_rolling_update_of_the_servers() {
 #[tokio::test]
 async fn no_search_fails_while_an_autoscaler_goes_from_one_server_to_five_and_back() {
     let (stack, _) = Stack::get().await;
-    let scale = async |replicas: u64| {
-        let command =
-            format!("kubectl scale -n {NAMESPACE} deployment/{NAME}-api --replicas={replicas}");
-        stack.cluster.sh(&command).await;
-        until_servers(&stack, replicas).await;
-    };
-    // The calls are those of an autoscaler, which itself has no metrics to go by here.
-    let resources = json!({"requests": {"cpu": "100m", "memory": "256Mi"}});
-    stack
-        .patch(&json!({"api": {"resources": resources, "autoscaling": {"minReplicas": 1, "maxReplicas": 5}}}))
-        .await;
+    if stack.cluster.is_own {
+        stack.cluster.sh("tests/e2e/cluster.sh metrics").await;
+    }
+    // So little that the load below needs five.
+    let resources = json!({"requests": {"cpu": "20m", "memory": "256Mi"}});
+    let autoscaling = json!({"minReplicas": 1, "maxReplicas": 5, "targetCpuPercent": 100});
+    stack.patch(&json!({"api": {"resources": resources, "autoscaling": autoscaling}})).await;
     stack.whole(Duration::from_mins(3)).await;
-    without_a_failed_search("one server to five and back", &stack, async || {
-        for replicas in [1, 5, 1] {
-            scale(replicas).await;
-        }
-    })
-    .await;
+    let load = stack.load();
+    let rate = async |searches_per_second| {
+        load.start(Rates { searches_per_second, writes_per_second: 2.0 }).await;
+    };
+    let mut reports = Vec::new();
+    for (searches_per_second, servers) in [(60.0, 5), (1.0, 1)] {
+        rate(searches_per_second).await;
+        let begin = Instant::now();
+        until_servers(&stack, servers).await;
+        let seconds = begin.elapsed().as_secs_f64();
+        let report = load.stop().await;
+        figure(&format!("{servers} servers by the autoscaler after {seconds:.1} s: {report}"));
+        reports.push(report);
+    }
     stack.patch(&json!({"api": {"resources": null, "autoscaling": null, "replicas": null}})).await;
     stack.whole(Duration::from_mins(3)).await;
+    for report in reports {
+        assert!(report.searches().is_flawless(), "{report}");
+    }
 }
 
 #[tokio::test]

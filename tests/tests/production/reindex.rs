@@ -2,8 +2,8 @@
 
 use std::collections::BTreeSet;
 use std::process::Output;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use reqwest::StatusCode;
@@ -53,23 +53,25 @@ async fn refused(options: &Options, arguments: &[&str]) -> String {
 /// Searches and writes in the background.
 struct Load {
     stop: Arc<AtomicBool>,
-    searches: Vec<tokio::task::JoinHandle<BTreeSet<String>>>,
+    /// That have answered.
+    models: Arc<Mutex<BTreeSet<String>>>,
+    searches: Vec<tokio::task::JoinHandle<()>>,
     writes: tokio::task::JoinHandle<usize>,
 }
 
 impl Load {
     fn start(servers: &[Server]) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
+        let models = Arc::new(Mutex::new(BTreeSet::new()));
         let searches = servers.iter().map(|server| {
-            let (api, stop) = (server.api.clone(), Arc::clone(&stop));
+            let (api, stop, models) = (server.api.clone(), Arc::clone(&stop), Arc::clone(&models));
             tokio::spawn(async move {
-                let mut models = BTreeSet::new();
                 let mut number = 0;
                 while !stop.load(Ordering::Relaxed) {
                     number = (number + 7) % DOCUMENTS;
-                    models.insert(search(&api, number).await);
+                    let model = search(&api, number).await;
+                    models.lock().unwrap().insert(model);
                 }
-                models
             })
         });
         let searches = searches.collect();
@@ -86,16 +88,16 @@ impl Load {
             }
             written
         });
-        Self { stop, searches, writes }
+        Self { stop, models, searches, writes }
     }
 
     /// The models that answered, and how many documents were written.
     async fn stop(self) -> (BTreeSet<String>, usize) {
         self.stop.store(true, Ordering::Relaxed);
-        let mut models = BTreeSet::new();
         for searches in self.searches {
-            models.extend(searches.await.unwrap());
+            searches.await.unwrap();
         }
+        let models = self.models.lock().unwrap().clone();
         (models, self.writes.await.unwrap())
     }
 }
@@ -150,6 +152,7 @@ async fn a_collection_goes_over_to_another_model_and_back_without_a_failed_searc
     for server in &servers {
         until("the servers know", async || model(&server.api).await == NEXT_MODEL).await;
     }
+    until("searches by the model", async || load.models.lock().unwrap().contains(NEXT_MODEL)).await;
     let (models, written) = load.stop().await;
     assert_eq!(models, [FIRST_MODEL, NEXT_MODEL].map(str::to_owned).into());
     assert!(written > 0);

@@ -54,6 +54,8 @@ pub struct MilvusOptions {
     pub password: String,
     /// Begins the name of everything that is made in Milvus.
     pub prefix: String,
+    /// Copies of a collection in memory, on different query nodes.
+    pub replica_number: u16,
     /// Longest time that a search, or one step of a change, may take.
     pub timeout: Duration,
     pub connect_timeout: Duration,
@@ -66,6 +68,7 @@ impl fmt::Debug for MilvusOptions {
             .debug_struct("MilvusOptions")
             .field("endpoints", &self.endpoints)
             .field("prefix", &self.prefix)
+            .field("replica_number", &self.replica_number)
             .field("timeout", &self.timeout)
             .field("connect_timeout", &self.connect_timeout)
             .field("consistency", &self.consistency)

@@ -88,6 +88,7 @@ fn connect_milvus(
         user: milvus.user.clone(),
         password: password.unwrap_or_default(),
         prefix: milvus.prefix.clone(),
+        replica_number: milvus.replica_number,
         timeout: Duration::from_millis(milvus.timeout_ms),
         connect_timeout: Duration::from_millis(milvus.connect_timeout_ms),
         // An answer that lacks the last write must not be kept as that of the new generation.

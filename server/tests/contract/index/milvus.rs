@@ -32,6 +32,7 @@ pub fn options(endpoint: &str, prefix: &str) -> MilvusOptions {
         user: String::new(),
         password: String::new(),
         prefix: prefix.to_owned(),
+        replica_number: 1,
         timeout: Duration::from_secs(30),
         connect_timeout: Duration::from_secs(5),
         consistency: Consistency::Strong,

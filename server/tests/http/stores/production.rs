@@ -63,6 +63,7 @@ impl Place {
             user: String::new(),
             password: String::new(),
             prefix: self.prefix.clone(),
+            replica_number: 1,
             timeout: Duration::from_secs(30),
             connect_timeout: Duration::from_secs(5),
             consistency: Consistency::Strong,

@@ -7,6 +7,7 @@
 //! | `POST /baseline?collection=NAME` | queries, one a line: what each finds now is what is right |
 //! | `POST /start` | [`Rates`]; begins anew when it runs already |
 //! | `POST /report` | [`Report`] since the last one |
+//! | `POST /so-far` | the same, which goes on |
 //! | `POST /stop` | the same, and ends |
 //! | `POST /lost` | numbers of acknowledged writes that are not there |
 #![allow(clippy::expect_used, reason = "a program of the tests: a failure ends it with the reason")]
@@ -85,6 +86,7 @@ async fn main() {
         .route("/baseline", post(baseline))
         .route("/start", post(start))
         .route("/report", post(report))
+        .route("/so-far", post(so_far))
         .route("/stop", post(stop))
         .route("/lost", post(lost))
         .layer(axum::extract::DefaultBodyLimit::max(64 << 20))
@@ -299,6 +301,10 @@ fn halt(load: &Load) {
 
 async fn report(State(load): State<Arc<Load>>) -> Json<Report> {
     Json(load.finished())
+}
+
+async fn so_far(State(load): State<Arc<Load>>) -> Json<Report> {
+    Json(lock(&load.report).clone())
 }
 
 async fn stop(State(load): State<Arc<Load>>) -> Json<Report> {

@@ -6,7 +6,7 @@ use std::path::Path;
 use serde_json::{Value, json};
 use sextant_e2e::load::{Rates, Report};
 
-use super::{Cluster, NAME, NAMESPACE, repository, until};
+use super::{Cluster, NAME, repository, until};
 use std::time::Duration;
 
 const POD: &str = "load";
@@ -15,14 +15,18 @@ const COLLECTION: &str = "exercises";
 /// Of the sample queries, asked in turns.
 const QUERIES: usize = 20;
 
-pub struct Load<'a>(pub &'a Cluster);
+/// Beside a stack, in its namespace.
+pub struct Load<'a> {
+    pub cluster: &'a Cluster,
+    pub namespace: &'a str,
+}
 
 impl Load<'_> {
     /// Starts the pod, unless it runs, and has it learn what right answers are.
     pub async fn begin(&self) {
         let pod = json!({
             "apiVersion": "v1", "kind": "Pod",
-            "metadata": {"name": POD, "namespace": NAMESPACE},
+            "metadata": {"name": POD, "namespace": self.namespace},
             "spec": {
                 "automountServiceAccountToken": false,
                 "terminationGracePeriodSeconds": 1,
@@ -43,15 +47,19 @@ impl Load<'_> {
                 }],
             },
         });
-        self.0
-            .sh(&format!("kubectl delete pod {POD} -n {NAMESPACE} --ignore-not-found --wait"))
-            .await;
-        self.0.sh(&format!("kubectl apply -f - <<'END'\n{pod}\nEND")).await;
-        self.0
+        let Self { cluster, namespace } = self;
+        cluster
             .sh(&format!(
-                "kubectl wait -n {NAMESPACE} --for=condition=Ready --timeout=60s pod/{POD}"
+                "kubectl delete pod {POD} -n {namespace} --ignore-not-found --wait
+                kubectl apply -f - <<'END'\n{pod}\nEND
+                kubectl wait -n {namespace} --for=condition=Ready --timeout=60s pod/{POD}"
             ))
             .await;
+        self.prepare().await;
+    }
+
+    /// Fills the collections, and has the pod learn what right answers are.
+    pub async fn prepare(&self) {
         self.ask("prepare?collection=ledger", "").await;
         let documents =
             std::fs::read_to_string(repository("deploy/samples/exercises.ndjson")).unwrap();
@@ -80,7 +88,7 @@ impl Load<'_> {
     }
 
     async fn first_node(&self) -> Value {
-        self.0.get("nodes").await["items"][0]["metadata"]["name"].clone()
+        self.cluster.get("nodes").await["items"][0]["metadata"]["name"].clone()
     }
 
     pub async fn start(&self, rates: Rates) {
@@ -90,6 +98,11 @@ impl Load<'_> {
     /// Since the last report.
     pub async fn report(&self) -> Report {
         serde_json::from_str(&self.ask("report", "").await).unwrap()
+    }
+
+    /// Since the last report, which goes on.
+    pub async fn so_far(&self) -> Report {
+        serde_json::from_str(&self.ask("so-far", "").await).unwrap()
     }
 
     pub async fn stop(&self) -> Report {
@@ -110,7 +123,8 @@ impl Load<'_> {
         let mut file = tempfile::NamedTempFile::new().unwrap();
         file.write_all(body.as_bytes()).unwrap();
         let file: &Path = file.path();
-        let base = format!("/api/v1/namespaces/{NAMESPACE}/pods/{POD}:8080/proxy");
-        self.0.try_sh(&format!("kubectl create --raw '{base}/{path}' -f {}", file.display())).await
+        let base = format!("/api/v1/namespaces/{}/pods/{POD}:8080/proxy", self.namespace);
+        let ask = format!("kubectl create --raw '{base}/{path}' -f {}", file.display());
+        self.cluster.try_sh(&ask).await
     }
 }

@@ -7,7 +7,7 @@ mod stack;
 
 pub use cluster::{Cluster, repository};
 pub use load::Load;
-pub use probe::Probe;
+pub use probe::{Probe, processes_of};
 pub use stack::{NAME, NAMESPACE, Stack};
 
 use std::time::{Duration, Instant};

@@ -30,7 +30,8 @@ impl Probe {
     /// Begins, in the pod with this UID, which must be on this machine.
     pub async fn start(uid: &str) -> Self {
         let pid = until("a Postgres in the pod", Duration::from_secs(30), async || {
-            process_of(uid).ok_or_else(|| uid.to_owned())
+            let first = processes_of(uid, "postgres").into_iter().next();
+            first.ok_or_else(|| uid.to_owned())
         })
         .await;
         let mut command = Command::new("nsenter");
@@ -72,12 +73,13 @@ impl Probe {
     }
 }
 
-/// A process of Postgres or Patroni in the pod.
-fn process_of(uid: &str) -> Option<u32> {
-    let processes = std::fs::read_dir("/proc").ok()?.flatten();
-    processes.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok()).find(|pid| {
+/// Those of a program, by the first 15 characters of its name, in a pod on this machine.
+pub fn processes_of(uid: &str, program: &str) -> Vec<u32> {
+    let processes = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+    let is_one = |pid: &u32| {
         let read =
             |file: &str| std::fs::read_to_string(format!("/proc/{pid}/{file}")).unwrap_or_default();
-        read("cgroup").contains(&format!("pod{uid}")) && read("comm").trim() == "postgres"
-    })
+        read("cgroup").contains(&format!("pod{uid}")) && read("comm").trim() == program
+    };
+    processes.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).filter(is_one).collect()
 }

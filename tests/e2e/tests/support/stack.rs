@@ -7,10 +7,9 @@ use tokio::sync::OnceCell;
 
 use super::{Cluster, Load, free_port, repository, until};
 
-/// As in the README.
+/// Of the stack that the tests share, as in the README.
 pub const NAMESPACE: &str = "search";
 pub const NAME: &str = "sextant";
-const POSTGRES: &str = "app.kubernetes.io/component=postgres";
 const README_HEADING: &str = "## On Kubernetes";
 
 /// How the installation went.
@@ -26,6 +25,7 @@ pub struct Installed {
 
 pub struct Stack {
     pub cluster: Cluster,
+    pub namespace: &'static str,
 }
 
 impl Stack {
@@ -33,14 +33,14 @@ impl Stack {
     /// is taken as it is.
     pub async fn get() -> (Self, Installed) {
         static INSTALLED: OnceCell<Installed> = OnceCell::const_new();
-        let stack = Self { cluster: Cluster::of_environment() };
+        let stack = Self { cluster: Cluster::of_environment(), namespace: NAMESPACE };
         let installed = INSTALLED.get_or_init(|| stack.install()).await.clone();
         stack.whole(Duration::from_mins(3)).await;
         (stack, installed)
     }
 
     pub fn load(&self) -> Load<'_> {
-        Load(&self.cluster)
+        Load { cluster: &self.cluster, namespace: self.namespace }
     }
 
     async fn install(&self) -> Installed {
@@ -74,7 +74,8 @@ impl Stack {
     }
 
     pub async fn status(&self) -> Value {
-        let object = self.cluster.get(&format!("searchdeployment -n {NAMESPACE} {NAME}")).await;
+        let Self { namespace, .. } = self;
+        let object = self.cluster.get(&format!("searchdeployment -n {namespace} {NAME}")).await;
         let mut status = object["status"].clone();
         status["isObserved"] =
             (object["metadata"]["generation"] == status["observedGeneration"]).into();
@@ -108,18 +109,20 @@ impl Stack {
 
     /// Changes the spec by a merge patch.
     pub async fn patch(&self, spec: &Value) {
+        let Self { namespace, .. } = self;
         let patch = serde_json::json!({"spec": spec});
         self.cluster
             .sh(&format!(
-                "kubectl patch searchdeployment -n {NAMESPACE} {NAME} --type merge -p '{patch}'"
+                "kubectl patch searchdeployment -n {namespace} {NAME} --type merge -p '{patch}'"
             ))
             .await;
     }
 
     /// The pod that holds Patroni's lock.
     pub async fn primary(&self) -> Option<String> {
+        let Self { namespace, .. } = self;
         let lock = format!(
-            "kubectl get endpoints -n {NAMESPACE} {NAME}-postgres-rw -o jsonpath='{{.metadata.annotations.leader}}' 2>/dev/null"
+            "kubectl get endpoints -n {namespace} {NAME}-postgres-rw -o jsonpath='{{.metadata.annotations.leader}}' 2>/dev/null"
         );
         self.cluster.try_sh(&lock).await.ok().filter(|name| !name.is_empty())
     }
@@ -127,26 +130,34 @@ impl Stack {
     /// The replica that has every acknowledged write. For some seconds after a change of the primary
     /// there is none, and nobody could take over.
     pub async fn synchronous_replica(&self) -> Option<String> {
+        let Self { namespace, .. } = self;
         let sync = format!(
-            "kubectl get endpoints -n {NAMESPACE} {NAME}-postgres-rw-sync -o jsonpath='{{.metadata.annotations.sync_standby}}' 2>/dev/null"
+            "kubectl get endpoints -n {namespace} {NAME}-postgres-rw-sync -o jsonpath='{{.metadata.annotations.sync_standby}}' 2>/dev/null"
         );
         self.cluster.try_sh(&sync).await.ok().filter(|name| !name.is_empty())
     }
 
+    /// Kills the Postgres in a pod, with -9.
+    pub async fn kill_postgres(&self, pod: &str) {
+        let Self { namespace, .. } = self;
+        let kill = "kill -9 $(head -1 /var/lib/postgresql/data/pgdata/postmaster.pid)";
+        self.cluster.sh(&format!("kubectl exec -n {namespace} {pod} -- sh -c '{kill}'")).await;
+    }
+
     /// Moves the primary to the other pod.
     pub async fn switchover(&self) {
+        let Self { namespace, .. } = self;
         let primary = self.primary().await.unwrap();
         let patronictl = "patronictl -c /etc/patroni/patroni.yaml switchover --force";
-        self.cluster.sh(&format!("kubectl exec -n {NAMESPACE} {primary} -- {patronictl}")).await;
+        self.cluster.sh(&format!("kubectl exec -n {namespace} {primary} -- {patronictl}")).await;
         self.whole(Duration::from_mins(2)).await;
     }
 
     /// Where it can be cut off, and its replica on the first.
     pub async fn primary_on_the_second_node(&self) {
+        let Self { namespace, .. } = self;
         let nodes = async || {
-            let pods = self.cluster.get(&format!("pods -n {NAMESPACE} -l {POSTGRES}")).await;
-            let pods = pods["items"].as_array().unwrap().clone();
-            let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+            let pods = self.objects("postgres").await;
             let of = |pod: &Value| (text(&pod["metadata"]["name"]), text(&pod["spec"]["nodeName"]));
             pods.iter().map(of).collect::<Vec<_>>()
         };
@@ -154,7 +165,7 @@ impl Stack {
         if before.iter().all(|(_, node)| *node == before[0].1) {
             // After the loss of a node; a new pod keeps away from the other.
             let replica = self.synchronous_replica().await.unwrap();
-            self.cluster.sh(&format!("kubectl delete pod -n {NAMESPACE} {replica}")).await;
+            self.cluster.sh(&format!("kubectl delete pod -n {namespace} {replica}")).await;
             self.whole(Duration::from_mins(2)).await;
         }
         let primary = self.primary().await.unwrap();
@@ -165,9 +176,10 @@ impl Stack {
 
     /// Deletes pods of a component, and does not wait.
     pub async fn delete_pods(&self, component: &str, which: &str) {
+        let Self { namespace, .. } = self;
         let labels = format!("app.kubernetes.io/component={component}");
         self.cluster
-            .sh(&format!("kubectl delete pod -n {NAMESPACE} -l {labels} {which} --wait=false"))
+            .sh(&format!("kubectl delete pod -n {namespace} -l {labels} {which} --wait=false"))
             .await;
     }
 
@@ -188,7 +200,8 @@ impl Stack {
 
     /// Waits until none of the stack's pods is left.
     pub async fn until_no_pods(&self) {
-        let all = format!("pods -n {NAMESPACE} -l app.kubernetes.io/instance={NAME}");
+        let Self { namespace, .. } = self;
+        let all = format!("pods -n {namespace} -l app.kubernetes.io/instance={NAME}");
         until("no pods", Duration::from_mins(3), async || {
             let left = self.cluster.get(&all).await["items"].as_array().unwrap().len();
             if left == 0 { Ok(()) } else { Err(format!("{left} pods")) }
@@ -198,14 +211,30 @@ impl Stack {
 
     /// Names and UIDs of the pods of a component.
     pub async fn pods(&self, component: &str) -> Vec<(String, String)> {
-        let list = self
-            .cluster
-            .get(&format!("pods -n {NAMESPACE} -l app.kubernetes.io/component={component}"))
-            .await;
-        let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
-        let pods = list["items"].as_array().unwrap().iter();
-        pods.map(|pod| (text(&pod["metadata"]["name"]), text(&pod["metadata"]["uid"]))).collect()
+        let pods = self.objects(component).await;
+        let meta = |pod: &Value, field: &str| text(&pod["metadata"][field]);
+        pods.iter().map(|pod| (meta(pod, "name"), meta(pod, "uid"))).collect()
     }
+
+    /// Addresses of the pods of a component.
+    pub async fn addresses(&self, component: &str) -> Vec<String> {
+        self.objects(component).await.iter().map(|pod| text(&pod["status"]["podIP"])).collect()
+    }
+
+    /// The image of a component's pods.
+    pub async fn image(&self, component: &str) -> Value {
+        self.objects(component).await[0]["spec"]["containers"][0]["image"].clone()
+    }
+
+    async fn objects(&self, component: &str) -> Vec<Value> {
+        let Self { namespace, .. } = self;
+        let labels = format!("pods -n {namespace} -l app.kubernetes.io/component={component}");
+        self.cluster.get(&labels).await["items"].as_array().unwrap().clone()
+    }
+}
+
+fn text(value: &Value) -> String {
+    value.as_str().unwrap_or_default().to_owned()
 }
 
 /// The commands of the README's section, in order.

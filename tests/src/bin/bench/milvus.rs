@@ -90,6 +90,7 @@ async fn filled(server: &MilvusLite) -> Result<MilvusIndex, Failure> {
         user: String::new(),
         password: String::new(),
         prefix: PREFIX.to_owned(),
+        replica_number: 1,
         timeout: TIMEOUT,
         connect_timeout: TIMEOUT,
         consistency: Consistency::Strong,

@@ -22,6 +22,10 @@ use crate::metrics::Metrics;
 
 /// A connection that was idle for longer is tried before it is used.
 const TRUSTED_IDLE: Duration = Duration::from_secs(1);
+/// For so long after the loss of a primary another is expected: it is looked for more often, and what
+/// needs one waits for it.
+const HANDOVER: Duration = Duration::from_secs(5);
+const HANDOVER_PROBES: u32 = 10;
 
 /// Why an operation on a node failed.
 #[derive(Debug)]
@@ -51,6 +55,8 @@ pub struct Nodes {
     all: Vec<Node>,
     states: watch::Sender<Vec<(Role, State)>>,
     history: Mutex<History>,
+    /// When there was a primary last.
+    primary_lost: Mutex<Option<Instant>>,
     max_connections: u32,
     connect_timeout: Duration,
     statement_timeout: Duration,
@@ -87,6 +93,7 @@ impl Nodes {
             all: Vec::new(),
             states: watch::Sender::new(states),
             history: Mutex::default(),
+            primary_lost: Mutex::default(),
             // One is for probing and one, on the primary, for being told of work.
             max_connections: options.max_connections.saturating_sub(2).max(1),
             connect_timeout: options.connect_timeout,
@@ -137,13 +144,32 @@ impl Nodes {
         Chosen { index, count, pool }
     }
 
-    /// The node to write to, now or after the probes that are under way.
+    fn hands_over(&self) -> bool {
+        locked(&self.primary_lost).is_some_and(|lost| lost.elapsed() < HANDOVER)
+    }
+
+    /// Notes it when a change of the states leaves none that accepts writes.
+    fn change_states(&self, change: impl FnOnce(&mut Vec<(Role, State)>) -> bool) {
+        self.states.send_if_modified(|states| {
+            let had = primary(states).is_some();
+            let modified = change(states);
+            if had && primary(states).is_none() {
+                *locked(&self.primary_lost) = Some(Instant::now());
+            }
+            modified
+        });
+    }
+
+    /// The node to write to, now, after the probes that are under way, or once a handover that has
+    /// just begun is done.
     ///
     /// # Errors
     /// The state of every node that could be it.
     pub async fn primary(&self) -> Result<Chosen, Error> {
         let mut states = self.states.subscribe();
-        let settled = states.wait_for(|nodes| primary(nodes).is_some() || !may_find_primary(nodes));
+        let settled = states.wait_for(|nodes| {
+            primary(nodes).is_some() || !(may_find_primary(nodes) || self.hands_over())
+        });
         // A probe takes the connect timeout at most; a little more lets its result arrive.
         let settled = timeout(self.connect_timeout.mul_f64(1.25), settled).await;
         let found = settled.ok().and_then(Result::ok).and_then(|nodes| primary(&nodes));
@@ -248,7 +274,13 @@ impl Nodes {
             let reading = operation(node.pool.clone());
             return Ok((self.run(node, self.read_patience(), reading).await?, true));
         }
-        let value = self.on_primary(self.patience(), operation).await?;
+        let value = match self.on_primary(self.patience(), &operation).await {
+            // It was lost just then.
+            Err(Error::Unavailable(_)) if self.hands_over() => {
+                self.on_primary(self.patience(), &operation).await?
+            }
+            value => value?,
+        };
         Ok((value, false))
     }
 
@@ -276,13 +308,14 @@ impl Nodes {
     /// asked for the new one.
     fn suspect(&self, node: &Chosen) {
         let suspected = self.all[node.index].role;
-        self.states.send_modify(|states| {
+        self.change_states(|states| {
             for (index, (role, state)) in states.iter_mut().enumerate() {
                 if index == node.index || (suspected, *role) == (Role::Primary, Role::Primary) {
                     *state = State::Unknown;
                     self.all[index].wake.notify_one();
                 }
             }
+            true
         });
     }
 
@@ -305,7 +338,12 @@ impl Nodes {
             }
             self.set(index, state);
             // Servers that were started together do not probe together.
-            let pause = self.probe_period.mul_f64(rand::rng().random_range(0.9..1.1));
+            let period = if self.hands_over() {
+                self.probe_period / HANDOVER_PROBES
+            } else {
+                self.probe_period
+            };
+            let pause = period.mul_f64(rand::rng().random_range(0.9..1.1));
             tokio::select! {
                 () = sleep(pause) => {}
                 () = node.wake.notified() => {}
@@ -325,7 +363,7 @@ impl Nodes {
             .postgres_usable
             .with_label_values(&[host.name.as_str(), role.as_str()])
             .set(i64::from(usable));
-        self.states.send_if_modified(|states| {
+        self.change_states(|states| {
             let known = &mut states[index].1;
             if *known == state {
                 return false;

@@ -49,11 +49,12 @@ pub trait Client: Clone + Send + Sync + 'static {
         options: &MilvusOptions,
     ) -> impl Future<Output = Result<Self, Self::Error>> + Send;
 
-    /// Loads a collection and waits until it can be searched.
+    /// Loads a collection and waits until it can be searched. One that is loaded stays as it is
+    /// where the server cannot change its number of replicas.
     fn load(
         self,
         collection: String,
-        patience: Duration,
+        options: &MilvusOptions,
     ) -> impl Future<Output = Result<(), Self::Error>> + Send;
 
     /// Asks what every server answers, whatever it holds.
@@ -170,8 +171,7 @@ impl<C: Client> Servers<C> {
 
     /// Loads a collection and waits until it can be searched.
     pub async fn load(&self, collection: &str) -> Result<(), IndexError> {
-        let patience = self.options.timeout;
-        self.call("load", |client| client.load(collection.to_owned(), patience)).await
+        self.call("load", |client| client.load(collection.to_owned(), &self.options)).await
     }
 
     /// Whether an answer was too large for the client: fewer rows would do.
@@ -237,13 +237,17 @@ impl Client for ClientV2 {
         }
     }
 
-    async fn load(self, collection: String, patience: Duration) -> Result<(), Error> {
+    async fn load(self, collection: String, options: &MilvusOptions) -> Result<(), Error> {
         let request = LoadCollectionRequest::builder()
             .collection_name(collection)
+            .replica_number(i32::from(options.replica_number))
             .sync(true)
-            .timeout_ms(i64::try_from(patience.as_millis()).unwrap_or(i64::MAX))
+            .timeout_ms(i64::try_from(options.timeout.as_millis()).unwrap_or(i64::MAX))
             .build();
-        self.load_collection(request?).await
+        match self.load_collection(request?).await {
+            Err(error) if is_replica_number_fixed(&error) => Ok(()),
+            loaded => loaded,
+        }
     }
 
     async fn health(self) -> Result<(), Error> {
@@ -340,6 +344,11 @@ pub fn is_unavailable_status(code: i32) -> bool {
             | UNIMPLEMENTED
             | UNAUTHENTICATED
     )
+}
+
+/// Whether a server refuses to load a collection that it has loaded, with another number of replicas.
+pub fn is_replica_number_fixed(error: &impl ToString) -> bool {
+    error.to_string().contains("change the replica number for loaded")
 }
 
 pub fn is_too_large_status(code: i32) -> bool {

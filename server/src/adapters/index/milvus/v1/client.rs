@@ -4,18 +4,20 @@
 //! reasons in words tell what the newer codes would.
 
 use std::io;
-use std::time::Duration;
 
 use milvus::proto::common::ErrorCode;
 use milvus::v1::client::{Client as ClientV1, ConsistencyLevel};
 use milvus::v1::error::Error;
+use milvus::v1::options::LoadOptions;
 use tokio::time::timeout;
 
-use crate::adapters::index::milvus::client::{Client, is_too_large_status, is_unavailable_status};
+use crate::adapters::index::milvus::client::{
+    Client, is_replica_number_fixed, is_too_large_status, is_unavailable_status,
+};
 use crate::adapters::index::milvus::{Consistency, MilvusOptions};
 
 /// What a server says of a part of it that is away for the moment.
-const UNAVAILABLE: [&str; 10] = [
+const UNAVAILABLE: [&str; 11] = [
     "not ready",
     "unavailable",
     "not available",
@@ -26,6 +28,7 @@ const UNAVAILABLE: [&str; 10] = [
     "node not found",
     "deadline exceeded",
     "too many",
+    "not enough",
 ];
 /// What it says of an expression, which it repeats, and with it words that a person typed.
 const REFUSED: &str = "cannot parse expression";
@@ -46,8 +49,12 @@ impl Client for ClientV1 {
     }
 
     /// Waits without an end of its own; the call that this is part of has one.
-    async fn load(self, collection: String, _: Duration) -> Result<(), Error> {
-        self.load_collection(collection, None).await
+    async fn load(self, collection: String, options: &MilvusOptions) -> Result<(), Error> {
+        let replicas = LoadOptions::with_replica_number(i32::from(options.replica_number));
+        match self.load_collection(collection, Some(replicas)).await {
+            Err(error) if is_replica_number_fixed(&error) => Ok(()),
+            loaded => loaded,
+        }
     }
 
     async fn health(self) -> Result<(), Error> {
