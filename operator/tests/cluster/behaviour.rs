@@ -23,7 +23,7 @@ const EMPTY_SPEC: [&str; 19] = [
     "NetworkPolicy/gym-postgres",
     "NetworkPolicy/gym-redis",
     "PodDisruptionBudget/gym-api",
-    "PodDisruptionBudget/gym-postgres",
+    "PodDisruptionBudget/gym-postgres-primary",
     "Role/gym-postgres",
     "RoleBinding/gym-postgres",
     "Secret/gym-api-keys",

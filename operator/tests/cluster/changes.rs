@@ -89,7 +89,7 @@ async fn each_component_goes_when_it_is_not_wanted_and_comes_back() {
             &["Ingress/gym-api"],
         ),
         (json!({"api": {"replicas": 1}}), &["PodDisruptionBudget/gym-api"], &[]),
-        (json!({"postgres": {"instances": 1}}), &["PodDisruptionBudget/gym-postgres"], &[]),
+        (json!({"postgres": {"instances": 1}}), &["PodDisruptionBudget/gym-postgres-primary"], &[]),
     ];
     for (spec, gone, there) in cases {
         cluster.apply("gym", spec.clone()).await.unwrap();

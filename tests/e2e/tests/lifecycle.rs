@@ -94,7 +94,10 @@ async fn a_drained_nodes_primary_is_moved_away_before_its_pod_is_evicted() {
     let evicted = order.find(&format!("pod/{old} evicted")).expect(&order);
     assert!(refused < evicted, "{order}");
     assert!(report.of(Kind::Write).longest_gap_ms < 5_000, "{report}");
-    assert!(report.searches().is_flawless(), "{report}");
+    assert!(report.of(Kind::CachedSearch).is_flawless(), "{report}");
+    // The one Milvus may have been on that node.
+    let reasons = report.searches().reasons;
+    assert!(reasons.keys().all(|reason| reason.contains("the index")), "{report}");
 }
 
 #[tokio::test]
