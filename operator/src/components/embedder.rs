@@ -83,6 +83,7 @@ fn servers<'a>(
         requests: &[("cpu", "1"), ("memory", "1Gi")],
         scheduling: &spec.scheduling,
         connections: Vec::new(),
+        model_claim: spec.model_claim.as_deref(),
         pod: PodSpec {
             runtime_class_name: spec.gpu.as_ref().and_then(|gpu| gpu.runtime_class.clone()),
             tolerations: spec.gpu.as_ref().map(tolerations),

@@ -4,6 +4,9 @@
 //! # Source
 //! <https://patroni.readthedocs.io/en/latest/kubernetes.html>
 
+mod config;
+mod rollout;
+
 use std::collections::BTreeMap;
 
 use k8s_openapi::api::apps::v1::{StatefulSet, StatefulSetSpec, StatefulSetUpdateStrategy};
@@ -26,8 +29,11 @@ use super::pod::{
 };
 use super::server::{Connection, authority_file, disruption_budget};
 use super::{Desired, Kind, Observed, service};
-use crate::crd::{Storage, Synchronous};
+use crate::crd::Storage;
 use crate::validate::Deployment;
+
+pub use config::{dynamic_configuration, refusal};
+pub use rollout::{Member, RolloutStep, rollout_step};
 
 pub const PORT: u16 = 5432;
 pub const PATRONI_PORT: u16 = 8008;
@@ -46,58 +52,12 @@ const CONFIG: &str = "/etc/patroni";
 const DATA: &str = "/var/lib/postgresql/data";
 const TLS: &str = "/etc/postgres/tls";
 const DATABASE: &str = "sextant";
-/// File of a data folder that was made to the end. Copies have it too.
-const COMPLETE: &str = "sextant-complete";
-
-/// Settings of Postgres that replication and failover depend on.
-const OWN_PARAMETERS: [(&str, &str); 10] = [
-    ("wal_level", "replica"),
-    ("hot_standby", "on"),
-    ("wal_log_hints", "on"),
-    ("max_wal_senders", "10"),
-    ("max_replication_slots", "10"),
-    ("wal_keep_size", "512MB"),
-    ("max_slot_wal_keep_size", "4GB"),
-    ("wal_sender_timeout", "5s"),
-    ("wal_receiver_timeout", "5s"),
-    ("password_encryption", "scram-sha-256"),
-];
-
-/// Settings that Patroni or the pod decides.
-const REFUSED: [&str; 16] = [
-    "archive_command",
-    "cluster_name",
-    "config_file",
-    "data_directory",
-    "hba_file",
-    "ident_file",
-    "listen_addresses",
-    "port",
-    "primary_conninfo",
-    "restore_command",
-    "ssl",
-    "ssl_ca_file",
-    "ssl_cert_file",
-    "ssl_key_file",
-    "synchronous_standby_names",
-    "unix_socket_directories",
-];
-
-/// Why a setting cannot be had in `spec.postgres.parameters`.
-pub fn refusal(parameter: &str) -> Option<&'static str> {
-    let own = OWN_PARAMETERS.iter().any(|(name, _)| *name == parameter);
-    if own || REFUSED.contains(&parameter) {
-        return Some("replication depends on it: the operator sets it");
-    }
-    let well_formed = parameter.bytes().all(|b| b.is_ascii_alphanumeric() || b"_.".contains(&b));
-    (!well_formed || parameter.is_empty()).then_some("is not the name of a setting")
-}
 
 pub fn add(desired: &mut Desired, deployment: &Deployment, observed: &Observed) {
     if deployment.spec.postgres.external.is_some() {
         return;
     }
-    let config = config_map(deployment);
+    let config = config::config_map(deployment);
     desired.add(Kind::ServiceAccount, service_account(deployment));
     desired.add(Kind::Role, role(deployment));
     desired.add(Kind::RoleBinding, role_binding(deployment));
@@ -273,123 +233,6 @@ fn services(deployment: &Deployment) -> [Service; 3] {
     ]
 }
 
-/// The settings that all members share. Patroni reads them once, when the first is made; later ones
-/// go to its REST interface.
-pub fn dynamic_configuration(deployment: &Deployment) -> Value {
-    let spec = &deployment.spec.postgres;
-    let mut parameters: BTreeMap<&str, &str> = OWN_PARAMETERS.into();
-    for (name, value) in &spec.parameters {
-        parameters.insert(name, value);
-    }
-    json!({
-        // loop_wait + 2 * retry_timeout must not exceed ttl, which is at least 20.
-        "ttl": 20,
-        "loop_wait": 5,
-        "retry_timeout": 5,
-        "maximum_lag_on_failover": 1_048_576,
-        "primary_start_timeout": 30,
-        "synchronous_mode": spec.synchronous != Synchronous::Off,
-        "synchronous_mode_strict": spec.synchronous == Synchronous::Required,
-        "failsafe_mode": true,
-        "member_slots_ttl": "30min",
-        "postgresql": {"use_pg_rewind": true, "use_slots": true, "parameters": parameters},
-    })
-}
-
-fn config_map(deployment: &Deployment) -> ConfigMap {
-    let mut labels = deployment.selector_labels(Component::Postgres);
-    labels.remove(super::meta::NAME);
-    let config = json!({
-        "scope": scope(deployment),
-        "kubernetes": {
-            "use_endpoints": true,
-            "namespace": deployment.namespace,
-            "labels": labels,
-            "scope_label": SCOPE_LABEL,
-            "role_label": ROLE_LABEL,
-            "leader_label_value": PRIMARY,
-            "follower_label_value": REPLICA,
-            "standby_leader_label_value": REPLICA,
-            "ports": [{"name": "postgres", "port": PORT}],
-        },
-        "restapi": {"listen": format!("0.0.0.0:{PATRONI_PORT}")},
-        "bootstrap": {
-            "dcs": dynamic_configuration(deployment),
-            "initdb": [
-                {"encoding": "UTF8"},
-                {"locale": "C.UTF-8"},
-                "data-checksums",
-                {"auth-host": "scram-sha-256"},
-                {"auth-local": "trust"},
-            ],
-            "post_bootstrap": format!("sh {CONFIG}/post-bootstrap.sh"),
-        },
-        "postgresql": {
-            "listen": format!("0.0.0.0:{PORT}"),
-            "data_dir": format!("{DATA}/pgdata"),
-            "pgpass": "/tmp/pgpass",
-            // Else a new replica waits minutes for the primary's next checkpoint.
-            "basebackup": [{"checkpoint": "fast"}],
-            "remove_data_directory_on_rewind_failure": true,
-            "remove_data_directory_on_diverged_timelines": true,
-            "use_unix_socket": true,
-            "parameters": {
-                "unix_socket_directories": "/tmp",
-                "ssl": "on",
-                "ssl_cert_file": format!("{TLS}/{CERTIFICATE}"),
-                "ssl_key_file": format!("{TLS}/{KEY}"),
-            },
-            "pg_hba": [
-                "local all all trust",
-                "hostssl replication replication 0.0.0.0/0 scram-sha-256",
-                "hostssl replication replication ::/0 scram-sha-256",
-                "hostssl all all 0.0.0.0/0 scram-sha-256",
-                "hostssl all all ::/0 scram-sha-256",
-            ],
-        },
-    });
-    // Passwords go in as variables of psql, from the environment: not in the process list. Patroni
-    // makes the role of replication itself, but only after this.
-    let post_bootstrap = format!(
-        "set -eu
-psql -v ON_ERROR_STOP=1 -h /tmp -U postgres -d postgres <<'SQL'
-\\getenv password SEXTANT_PASSWORD
-CREATE ROLE {DATABASE} LOGIN PASSWORD :'password';
-CREATE DATABASE {DATABASE} OWNER {DATABASE};
-\\getenv password PATRONI_REPLICATION_PASSWORD
-CREATE ROLE replication LOGIN REPLICATION PASSWORD :'password';
-SQL
-touch {DATA}/pgdata/{COMPLETE}
-sync {DATA}/pgdata
-"
-    );
-    // A pod that was killed while it made or copied the data has left what looks like a database. A
-    // copy ends with pg_control; without it nothing can be had from it.
-    let start = format!(
-        "set -eu
-cd {DATA}
-if [ -e pgdata ] && [ ! -e pgdata/global/pg_control ]; then
-    rm -rf pgdata
-elif [ -e pgdata ] && [ ! -e pgdata/{COMPLETE} ]; then
-    rm -rf pgdata.incomplete
-    mv pgdata pgdata.incomplete
-fi
-python3 {CONFIG}/disk_space.py {DATA} {DISK_SPACE} &
-exec patroni {CONFIG}/patroni.yaml
-"
-    );
-    ConfigMap {
-        metadata: deployment.child(Component::Postgres),
-        data: Some(BTreeMap::from([
-            ("patroni.yaml".to_owned(), serde_json::to_string_pretty(&config).unwrap_or_default()),
-            ("post-bootstrap.sh".to_owned(), post_bootstrap),
-            ("start.sh".to_owned(), start),
-            ("disk_space.py".to_owned(), include_str!("disk_space.py").to_owned()),
-        ])),
-        ..ConfigMap::default()
-    }
-}
-
 fn stateful_set(deployment: &Deployment, observed: &Observed, config: &ConfigMap) -> StatefulSet {
     let spec = &deployment.spec.postgres;
     let name = deployment.child_name(Component::Postgres);
@@ -497,180 +340,5 @@ pub fn claim(storage: &Storage) -> PersistentVolumeClaim {
             ..PersistentVolumeClaimSpec::default()
         }),
         ..PersistentVolumeClaim::default()
-    }
-}
-
-/// A member of the Postgres cluster.
-#[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own")]
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Member {
-    pub name: String,
-    pub is_primary: bool,
-    pub ready: bool,
-    /// Whether its pod is of an older template than the StatefulSet's.
-    pub outdated: bool,
-    /// Whether it could take over without losing acknowledged writes.
-    pub in_sync: bool,
-    /// Whether a setting waits for a restart of its Postgres.
-    pub pending_restart: bool,
-    /// Whether its node takes no more pods, as before it is drained.
-    pub leaving: bool,
-}
-
-/// What brings members to the present template.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum RolloutStep {
-    Done,
-    /// Delete this pod; Kubernetes makes it again.
-    Replace(String),
-    Switchover {
-        from: String,
-        to: String,
-    },
-    /// Restart the Postgres in this pod.
-    Restart(String),
-    Wait,
-}
-
-/// The next step of a rolling update: replicas first, then a planned switchover, the old primary
-/// last. Then restarts, where only settings changed, in the same order. One at a time. Before all of
-/// that the primary leaves a node that is to be drained.
-pub fn rollout_step(members: &[Member], instances: usize) -> RolloutStep {
-    if let Some(primary) = members.iter().find(|member| member.is_primary && member.leaving)
-        && let Some(step) = switchover(members, primary)
-    {
-        return step;
-    }
-    if members.len() < instances {
-        // One is being made again. A primary that seems to be alone is not: it must not go now.
-        return RolloutStep::Wait;
-    }
-    let outdated = members.iter().filter(|member| member.outdated);
-    let Some(first) = outdated.min_by_key(|member| (member.is_primary, &member.name)) else {
-        return restart_step(members);
-    };
-    if members.iter().any(|member| !member.ready && member.name != first.name) {
-        return RolloutStep::Wait;
-    }
-    if !first.is_primary || instances == 1 {
-        return RolloutStep::Replace(first.name.clone());
-    }
-    switchover(members, first).unwrap_or(RolloutStep::Wait)
-}
-
-/// To a member that loses nothing and stays where it is, when there is one.
-fn switchover(members: &[Member], primary: &Member) -> Option<RolloutStep> {
-    let able =
-        |member: &&Member| member.in_sync && member.ready && !member.is_primary && !member.leaving;
-    let replica = members.iter().filter(able).min_by_key(|member| &member.name)?;
-    Some(RolloutStep::Switchover { from: primary.name.clone(), to: replica.name.clone() })
-}
-
-fn restart_step(members: &[Member]) -> RolloutStep {
-    let pending = members.iter().filter(|member| member.pending_restart);
-    match pending.min_by_key(|member| (member.is_primary, &member.name)) {
-        None => RolloutStep::Done,
-        Some(_) if members.iter().any(|member| !member.ready) => RolloutStep::Wait,
-        Some(first) => RolloutStep::Restart(first.name.clone()),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn member(name: &str, is_primary: bool) -> Member {
-        Member {
-            name: name.to_owned(),
-            is_primary,
-            ready: true,
-            outdated: true,
-            in_sync: true,
-            pending_restart: false,
-            leaving: false,
-        }
-    }
-
-    #[test]
-    fn replicas_are_replaced_before_the_primary_is_switched_over_and_replaced() {
-        let mut members = [member("pg-0", true), member("pg-1", false)];
-        assert_eq!(rollout_step(&members, members.len()), RolloutStep::Replace("pg-1".to_owned()));
-        members[1].outdated = false;
-        members[1].ready = false;
-        assert_eq!(rollout_step(&members, members.len()), RolloutStep::Wait);
-        members[1].ready = true;
-        let (from, to) = ("pg-0".to_owned(), "pg-1".to_owned());
-        assert_eq!(rollout_step(&members, members.len()), RolloutStep::Switchover { from, to });
-        members[0].is_primary = false;
-        members[1].is_primary = true;
-        assert_eq!(rollout_step(&members, members.len()), RolloutStep::Replace("pg-0".to_owned()));
-        members[0].outdated = false;
-        assert_eq!(rollout_step(&members, members.len()), RolloutStep::Done);
-    }
-
-    #[test]
-    fn settings_that_wait_for_a_restart_get_it_one_member_after_the_other() {
-        let mut members = [member("pg-0", true), member("pg-1", false)];
-        for member in &mut members {
-            (member.outdated, member.pending_restart) = (false, true);
-        }
-        assert_eq!(rollout_step(&members, members.len()), RolloutStep::Restart("pg-1".to_owned()));
-        (members[1].pending_restart, members[1].ready) = (false, false);
-        assert_eq!(rollout_step(&members, members.len()), RolloutStep::Wait);
-        members[1].ready = true;
-        assert_eq!(rollout_step(&members, members.len()), RolloutStep::Restart("pg-0".to_owned()));
-    }
-
-    #[test]
-    fn a_primary_leaves_a_node_that_is_to_be_drained_for_a_replica_that_stays() {
-        let mut members = [member("pg-0", true), member("pg-1", false), member("pg-2", false)];
-        for member in &mut members {
-            member.outdated = false;
-        }
-        members[0].leaving = true;
-        members[1].leaving = true;
-        let (from, to) = ("pg-0".to_owned(), "pg-2".to_owned());
-        let switchover = RolloutStep::Switchover { from, to };
-        assert_eq!(rollout_step(&members, 3), switchover);
-        assert_eq!(rollout_step(&members, 4), switchover, "also while another is made again");
-        members[2].in_sync = false;
-        assert_eq!(rollout_step(&members, 3), RolloutStep::Done);
-    }
-
-    #[test]
-    fn a_primary_stays_while_nobody_could_take_over_without_loss() {
-        let mut members = [member("pg-0", true), member("pg-1", false)];
-        members[1].outdated = false;
-        members[1].in_sync = false;
-        assert_eq!(rollout_step(&members, members.len()), RolloutStep::Wait);
-    }
-
-    #[test]
-    fn a_primary_stays_while_its_replica_is_made_again() {
-        let members = [member("pg-0", true)];
-        assert_eq!(rollout_step(&members, 2), RolloutStep::Wait);
-    }
-
-    #[test]
-    fn a_broken_replica_is_replaced_although_it_is_not_ready() {
-        let mut members = [member("pg-0", true), member("pg-1", false)];
-        members[1].ready = false;
-        assert_eq!(rollout_step(&members, members.len()), RolloutStep::Replace("pg-1".to_owned()));
-    }
-
-    #[test]
-    fn a_primary_without_replicas_is_replaced_where_it_is() {
-        let members = [member("pg-0", true)];
-        assert_eq!(rollout_step(&members, members.len()), RolloutStep::Replace("pg-0".to_owned()));
-    }
-
-    #[test]
-    fn settings_that_replication_depends_on_are_refused() {
-        for name in ["wal_level", "primary_conninfo", "port", "", "a b", "x;y"] {
-            assert!(refusal(name).is_some(), "{name}");
-        }
-        for name in ["shared_buffers", "work_mem", "pg_stat_statements.track"] {
-            assert_eq!(refusal(name), None, "{name}");
-        }
     }
 }

@@ -7,7 +7,9 @@ use k8s_openapi::api::autoscaling::v2::{
     CrossVersionObjectReference, HorizontalPodAutoscaler, HorizontalPodAutoscalerSpec, MetricSpec,
     MetricTarget, ResourceMetricSource,
 };
-use k8s_openapi::api::core::v1::{ConfigMap, Container, EnvVar, PodSpec, Volume, VolumeMount};
+use k8s_openapi::api::core::v1::{
+    ConfigMap, Container, EnvVar, PersistentVolumeClaimVolumeSource, PodSpec, Volume, VolumeMount,
+};
 use k8s_openapi::api::policy::v1::{PodDisruptionBudget, PodDisruptionBudgetSpec};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use kube::ResourceExt;
@@ -98,6 +100,8 @@ pub struct Servers<'a> {
     pub requests: &'a [(&'a str, &'a str)],
     pub scheduling: &'a Scheduling,
     pub connections: Vec<Connection>,
+    /// Claim of the model, where it is not in the image.
+    pub model_claim: Option<&'a str>,
     /// Of the Secrets of the connections.
     pub secret_hash: String,
     pub pod: PodSpec,
@@ -173,6 +177,10 @@ impl Servers<'_> {
             scratch("data", "1Gi"),
             scratch("tmp", "1Gi"),
         ];
+        if let Some(claim) = self.model_claim {
+            volumes.push(claimed("model", claim));
+            mounts.push(read_only(mount("model", deployment.spec.embedder.model_path())));
+        }
         let mut add = |volume: &str, secret: &str, entry: &str, file: &str| {
             volumes.push(secret_volume(volume, secret, &[(entry, file)]));
             mounts.push(read_only(mount(volume, &format!("{SECRETS}/{volume}"))));
@@ -252,6 +260,17 @@ impl Servers<'_> {
         let least = self.autoscaling.map_or(self.replicas, Autoscaling::min_replicas);
         (least > 1 && !deployment.spec.hibernate)
             .then(|| disruption_budget(deployment, self.component))
+    }
+}
+
+fn claimed(name: &str, claim: &str) -> Volume {
+    Volume {
+        name: name.to_owned(),
+        persistent_volume_claim: Some(PersistentVolumeClaimVolumeSource {
+            claim_name: claim.to_owned(),
+            read_only: Some(true),
+        }),
+        ..Volume::default()
     }
 }
 

@@ -150,10 +150,15 @@ pub struct EmbedderSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 128))]
     pub model: Option<String>,
-    /// Folder of the model in the image. Default: /models/default.
+    /// Folder of the model. Default: /models/default.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 255), regex(pattern = "^/"))]
     pub model_path: Option<String>,
+    /// PersistentVolumeClaim with the files of a model, which is mounted at `modelPath` for reading
+    /// only. Default: the model is in the image.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 253))]
+    pub model_claim: Option<String>,
     /// Dedicated embedders, unless `autoscaling` is set. Default: 1.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0, max = 1000))]

@@ -76,6 +76,7 @@ fn fields() -> Vec<(&'static str, Vec<Value>)> {
                 "api.scheduling.priorityClass",
                 "embedder.model",
                 "embedder.modelPath",
+                "embedder.modelClaim",
                 "embedder.placement",
                 "cache.external.url",
                 "cache.eviction",

@@ -69,3 +69,25 @@ async fn a_secret_that_does_not_exist_is_told_of() {
     let words = ["nobody-made-it"];
     told_and_mended(fault, json!({"api": {"keysSecret": null}}), "ApiReady", &words).await;
 }
+
+#[tokio::test]
+async fn a_secret_that_holds_something_else_is_told_of_in_the_words_of_the_server() {
+    let (stack, _) = Stack::get().await;
+    let secret = format!(
+        "kubectl create secret generic -n {NAMESPACE} wrong --from-literal=keys.yaml=nonsense"
+    );
+    stack.cluster.sh(&secret).await;
+    let words = ["sextant-api", "CrashLoopBackOff", "keys.yaml"];
+    let fault = json!({"api": {"keysSecret": "wrong"}});
+    told_and_mended(fault, json!({"api": {"keysSecret": null}}), "ApiReady", &words).await;
+    stack.cluster.sh(&format!("kubectl delete secret -n {NAMESPACE} wrong")).await;
+}
+
+#[tokio::test]
+async fn a_pod_that_never_gets_ready_is_told_of() {
+    // So little that its start takes longer than anybody waits.
+    let fault =
+        json!({"api": {"resources": {"requests": {"cpu": "10m"}, "limits": {"cpu": "10m"}}}});
+    let words = ["sextant-api", "readiness probe fails"];
+    told_and_mended(fault, json!({"api": {"resources": null}}), "ApiReady", &words).await;
+}

@@ -71,6 +71,51 @@ async fn no_search_fails_when_the_servers_version_goes_up_and_back() {
 }
 
 #[tokio::test]
+async fn no_search_fails_while_the_model_is_moved_to_a_volume_of_its_own() {
+    let (stack, _) = Stack::get().await;
+    let claim = json!({
+        "apiVersion": "v1", "kind": "PersistentVolumeClaim",
+        "metadata": {"name": "model", "namespace": NAMESPACE},
+        "spec": {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Gi"}}},
+    });
+    let copy = json!({
+        "apiVersion": "v1", "kind": "Pod", "metadata": {"name": "copy", "namespace": NAMESPACE},
+        "spec": {
+            "restartPolicy": "Never",
+            "securityContext": {"runAsNonRoot": true, "seccompProfile": {"type": "RuntimeDefault"}},
+            "containers": [{
+                "name": "copy", "image": stack.image("api").await, "imagePullPolicy": "IfNotPresent",
+                "command": ["cp", "--recursive", "/models/default/.", "/to"],
+                "volumeMounts": [{"name": "to", "mountPath": "/to"}],
+                "securityContext": {
+                    "allowPrivilegeEscalation": false, "capabilities": {"drop": ["ALL"]},
+                },
+            }],
+            "volumes": [{"name": "to", "persistentVolumeClaim": {"claimName": "model"}}],
+        },
+    });
+    stack
+        .cluster
+        .sh(&format!(
+            "kubectl apply -f - <<'END'\n{claim}\n---\n{copy}\nEND
+            kubectl wait -n {NAMESPACE} --for=jsonpath='{{.status.phase}}'=Succeeded --timeout=2m pod/copy
+            kubectl delete pod -n {NAMESPACE} copy"
+        ))
+        .await;
+    let before = stack.pods("api").await;
+    let report = through(&stack, async || {
+        stack.patch(&json!({"embedder": {"modelClaim": "model"}})).await;
+        stack.until_replaced("api", &before, Duration::from_mins(3)).await;
+    })
+    .await;
+    figure(&format!("model moved to a volume: {report}"));
+    assert!(report.searches().is_flawless(), "{report}");
+    stack.patch(&json!({"embedder": {"modelClaim": null}})).await;
+    stack.whole(Duration::from_mins(3)).await;
+    stack.cluster.sh(&format!("kubectl delete pvc -n {NAMESPACE} model --wait=false")).await;
+}
+
+#[tokio::test]
 async fn a_drained_nodes_primary_is_moved_away_before_its_pod_is_evicted() {
     let (stack, _) = Stack::get().await;
     if !stack.cluster.is_own {

@@ -15,3 +15,4 @@ mod security;
 mod serving;
 mod soak;
 mod support;
+mod volumes;
