@@ -107,6 +107,8 @@ pub struct EmbedderConfig {
     pub kind: EmbedderKind,
     pub model_dir: Option<PathBuf>,
     pub model_name: String,
+    pub query_prompt: Option<String>,
+    pub passage_prompt: Option<String>,
     #[serde(with = "as_text")]
     pub device: Device,
     pub precision: Precision,
@@ -121,6 +123,8 @@ impl Default for EmbedderConfig {
             kind: EmbedderKind::Torch,
             model_dir: None,
             model_name: "all-MiniLM-L6-v2".to_owned(),
+            query_prompt: None,
+            passage_prompt: None,
             device: Device::Auto,
             precision: Precision::Fp32,
             workers: 0,
@@ -138,6 +142,8 @@ pub struct NextEmbedderConfig {
     pub kind: Option<EmbedderKind>,
     pub model_dir: Option<PathBuf>,
     pub model_name: String,
+    pub query_prompt: Option<String>,
+    pub passage_prompt: Option<String>,
     pub precision: Option<Precision>,
     pub endpoints: Vec<String>,
 }

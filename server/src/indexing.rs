@@ -6,7 +6,7 @@ use std::time::Instant;
 use crate::domain::Schema;
 use crate::ports::{
     Changes, ClaimedDocument, ClaimedRow, Class, Done, EmbedError, Embedder, IndexedDocument,
-    StoredVector, Urgency,
+    Prompts, StoredVector, Urgency,
 };
 
 /// Embeds the documents that have no vector and makes the changes of all rows; with them what is to
@@ -20,7 +20,9 @@ pub async fn changes(
     rows: Vec<ClaimedRow>,
     deadline: Instant,
 ) -> Result<(Changes, Vec<Done>), EmbedError> {
-    let texts: Vec<Arc<str>> = rows.iter().filter_map(|row| text_to_embed(row, schema)).collect();
+    let prompts = &embedder.model().prompts;
+    let texts: Vec<Arc<str>> =
+        rows.iter().filter_map(|row| text_to_embed(row, schema, prompts)).collect();
     let urgency = Urgency { class: Class::Bulk, deadline };
     let mut embeddings = embedder.embed_patiently(texts, urgency).await?.into_iter();
     let mut changes = Changes::default();
@@ -50,9 +52,11 @@ pub async fn changes(
     Ok((changes, done))
 }
 
-fn text_to_embed(row: &ClaimedRow, schema: &Schema) -> Option<Arc<str>> {
+fn text_to_embed(row: &ClaimedRow, schema: &Schema, prompts: &Prompts) -> Option<Arc<str>> {
     match &row.document {
-        Some(ClaimedDocument { document, embedding: None }) => Some(document.text(schema).into()),
+        Some(ClaimedDocument { document, embedding: None }) => {
+            Some(prompts.of_passage(&document.text(schema)))
+        }
         _ => None,
     }
 }

@@ -213,7 +213,8 @@ impl Ingest {
             .map(|(stored, hash)| stored.filter(|stored| stored.text_hash == *hash))
             .collect();
         let wanted: Vec<usize> = (0..texts.len()).filter(|i| known[*i].is_none()).collect();
-        let wanted_texts = wanted.iter().map(|i| Arc::clone(&texts[*i])).collect();
+        let prompts = &self.embedder.model().prompts;
+        let wanted_texts = wanted.iter().map(|i| prompts.of_passage(&texts[*i])).collect();
         let deadline = Instant::now() + self.embed_timeout;
         let urgency = Urgency { class: Class::Bulk, deadline };
         let mut embeddings: HashMap<usize, _> = wanted

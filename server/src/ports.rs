@@ -107,6 +107,37 @@ pub struct ModelInfo {
     pub max_tokens: usize,
     /// Where it runs, as in `cpu` or `cuda:0`.
     pub device: String,
+    pub prompts: Prompts,
+}
+
+/// What a model was trained to read in front of a text, by what the text is; mostly nothing.
+///
+/// # Source
+/// Wang et al. 2022, "Text Embeddings by Weakly-Supervised Contrastive Pre-training"
+/// (arXiv:2212.03533).
+#[derive(
+    Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize, utoipa::ToSchema,
+)]
+#[serde(default)]
+pub struct Prompts {
+    pub query: String,
+    pub passage: String,
+}
+
+impl Prompts {
+    /// What is embedded for a query. Without a prompt this is the text itself.
+    pub fn of_query(&self, text: &str) -> Arc<str> {
+        with_prompt(&self.query, text)
+    }
+
+    /// What is embedded for the text of a document.
+    pub fn of_passage(&self, text: &str) -> Arc<str> {
+        with_prompt(&self.passage, text)
+    }
+}
+
+fn with_prompt(prompt: &str, text: &str) -> Arc<str> {
+    if prompt.is_empty() { text.into() } else { format!("{prompt}{text}").into() }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

@@ -313,7 +313,8 @@ impl Search {
         let embedder = self.embedders.of(&index.embedding)?;
         let refused = embedder.admit(&query.text, interactive(query.deadline));
         if refused.is_err() && !query.no_cache {
-            let key = EmbeddingKey::new(&index.embedding, &query.text);
+            let text = embedder.model().prompts.of_query(&query.text);
+            let key = EmbeddingKey::new(&index.embedding, &text);
             if self.embeddings.get(&key).await.is_some() {
                 return Ok(());
             }
@@ -436,11 +437,11 @@ impl Search {
         query: &Query,
         told: Option<&Told>,
     ) -> Result<Embedding, SearchError> {
-        let key = EmbeddingKey::new(model, &query.text);
         let embedder = self.embedders.of(model)?;
+        let text = embedder.model().prompts.of_query(&query.text);
+        let key = EmbeddingKey::new(model, &text);
         let compute = async {
-            let texts = vec![query.text.as_str().into()];
-            let mut rows = embedder.embed(texts, interactive(query.deadline)).await?;
+            let mut rows = embedder.embed(vec![text], interactive(query.deadline)).await?;
             rows.pop().ok_or_else(|| EmbedError::Failed("no vector came back".to_owned()))
         };
         let ttl = self.embeddings_ttl;

@@ -15,6 +15,7 @@ use super::error::Problem;
 use super::{AppState, Shared};
 use crate::auth::Scope;
 use crate::domain::EmbeddingVersion;
+use crate::ports::Prompts;
 
 /// A dependency that does not answer in this time counts as down. Well below the 2 s in which load
 /// balancers want an answer: else a store that hangs would take all servers out.
@@ -113,6 +114,9 @@ pub struct Info {
     pub model: Option<EmbeddingVersion>,
     pub max_tokens: Option<usize>,
     pub device: Option<String>,
+    /// What stands in front of queries and documents when they are embedded. `/v1/embeddings` embeds
+    /// texts as they are.
+    pub prompts: Prompts,
     pub limits: Limits,
 }
 
@@ -137,6 +141,7 @@ pub async fn info(State(state): State<AppState>) -> Json<Info> {
         auth_required: state.keys.required(),
         max_tokens: model.as_ref().map(|model| model.max_tokens),
         device: model.as_ref().map(|model| model.device.clone()),
+        prompts: model.as_ref().map(|model| model.prompts.clone()).unwrap_or_default(),
         model: model.map(|model| model.version),
         limits: Limits {
             max_query_chars: config.max_query_chars,

@@ -1,4 +1,4 @@
-//! What every embedder must do. The model itself is tested in `tests/embedder.rs`.
+//! What every embedder must do. The model itself is tested in `tests/embedder/`.
 
 mod remote;
 

@@ -24,7 +24,7 @@ use sextant_server::metrics::Metrics;
 use sextant_server::popularity::Popularity;
 use sextant_server::ports::{
     Changes, DocumentStore, EmbedError, Embedder, Embedding, Facets, IndexError, IndexedCollection,
-    ModelInfo, Outbox, SearchIndex, Urgency,
+    ModelInfo, Outbox, Prompts, SearchIndex, Urgency,
 };
 use sextant_server::search::Search;
 use sextant_server::worker::{self, Worker, WorkerOptions};
@@ -49,9 +49,9 @@ pub struct GatedEmbedder {
 }
 
 impl GatedEmbedder {
-    fn new(dimension: usize) -> Self {
+    fn new(dimension: usize, prompts: Prompts) -> Self {
         Self {
-            inner: HashEmbedder::new(dimension),
+            inner: HashEmbedder::new(dimension).with_prompts(prompts),
             texts: AtomicUsize::new(0),
             calls: watch::channel(0).0,
             gate: Semaphore::new(Semaphore::MAX_PERMITS),
@@ -193,6 +193,7 @@ pub struct Setup {
     pub keys: Option<PathBuf>,
     pub place: Option<Arc<Place>>,
     pub dimension: Option<usize>,
+    pub prompts: Prompts,
     pub not_started: bool,
     /// A Redis to share answers over.
     pub redis: Option<String>,
@@ -212,7 +213,8 @@ impl TestApp {
             Some(place) => place,
             None => Arc::new(Place::new().await),
         };
-        let embedder = Arc::new(GatedEmbedder::new(setup.dimension.unwrap_or(64)));
+        let embedder =
+            Arc::new(GatedEmbedder::new(setup.dimension.unwrap_or(64), setup.prompts.clone()));
         let Stores { documents: store, outbox, index } = place.open().await;
         let inner = setup.index.clone().unwrap_or(index);
         let index = Arc::new(CutIndex { inner, cut: AtomicBool::new(false) });

@@ -8,6 +8,7 @@ use std::time::Duration;
 use axum::http::Method;
 use serde_json::json;
 use sextant_server::config::Config;
+use sextant_server::ports::Prompts;
 
 use crate::app::{Setup, TestApp, exercises, ids};
 use crate::documents::{DOCUMENTS, import};
@@ -27,6 +28,28 @@ async fn documents_come_as_an_array_as_lines_or_alone() {
     assert_eq!(import(&app, "application/json", one).await.ok()["upserted"], 1);
     assert_eq!(app.get("/v1/collections/gym").await.ok()["documents"], 6);
     import(&app, "text/csv", "id,name").await.problem(415, "unsupported-media-type");
+}
+
+#[tokio::test]
+async fn the_models_prompts_stand_before_queries_and_documents() {
+    let prompts = Prompts { query: "query: ".to_owned(), passage: "passage: ".to_owned() };
+    let app = TestApp::with(Setup { prompts: prompts.clone(), ..Setup::default() }).await;
+    assert_eq!(app.get("/v1/info").await.ok()["prompts"], json!(prompts));
+    app.put("/v1/collections/gym", json!({"text_fields": ["name"]})).await.ok();
+    import(&app, "application/json", json!([{"id": "squat", "name": "Squat"}]).to_string())
+        .await
+        .ok();
+    let found = app.search(json!({"query": "squat", "mode": "dense"})).await.ok();
+    // Texts by themselves are embedded as they are.
+    let inputs = json!({"input": ["query: squat", "passage: Squat"]});
+    let rows = app.post("/v1/embeddings", inputs).await.ok();
+    let row = |i: usize| -> Vec<f64> {
+        serde_json::from_value(rows["data"][i]["embedding"].clone()).unwrap()
+    };
+    let cosine: f64 = row(0).iter().zip(row(1)).map(|(a, b)| a * b).sum();
+    assert!(cosine < 0.9, "{cosine}");
+    let score = found["hits"][0]["score"].as_f64().unwrap();
+    assert!((score - cosine).abs() < 0.01, "{score} for {cosine}");
 }
 
 #[tokio::test]

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 
 use crate::domain::EmbeddingVersion;
-use crate::ports::{EmbedError, Embedder, Embedding, ModelInfo, Urgency};
+use crate::ports::{EmbedError, Embedder, Embedding, ModelInfo, Prompts, Urgency};
 
 const NAME: &str = "hashed-words";
 const MAX_TOKENS: usize = 256;
@@ -33,8 +33,23 @@ impl HashEmbedder {
         };
         Self {
             seed,
-            model: ModelInfo { version, max_tokens: MAX_TOKENS, device: "cpu".to_owned() },
+            model: ModelInfo {
+                version,
+                max_tokens: MAX_TOKENS,
+                device: "cpu".to_owned(),
+                prompts: Prompts::default(),
+            },
         }
+    }
+
+    /// Texts with other prompts get other vectors, as of a model.
+    pub fn with_prompts(mut self, prompts: Prompts) -> Self {
+        if prompts != Prompts::default() {
+            let hash = format!("{}{prompts:?}", self.model.version.hash);
+            self.model.version.hash = blake3::hash(hash.as_bytes()).to_hex().to_string();
+        }
+        self.model.prompts = prompts;
+        self
     }
 
     fn embed_one(&self, text: &str) -> Embedding {

@@ -123,9 +123,15 @@ async fn first_answer(
         let mut faults = Vec::new();
         for (name, answer) in names.iter().zip(future::join_all(asked).await) {
             match answer {
-                Ok(Info { model: Some(version), max_tokens: Some(max_tokens), device, limits }) => {
+                Ok(Info {
+                    model: Some(version),
+                    max_tokens: Some(max_tokens),
+                    device,
+                    prompts,
+                    limits,
+                }) => {
                     let device = format!("remote {}", device.as_deref().unwrap_or("unknown"));
-                    return Ok((ModelInfo { version, max_tokens, device }, limits));
+                    return Ok((ModelInfo { version, max_tokens, device, prompts }, limits));
                 }
                 Ok(_) => faults.push(format!("{name}: still starting")),
                 Err(fault) => faults.push(format!("{name}: {fault}")),

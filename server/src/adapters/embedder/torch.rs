@@ -48,6 +48,9 @@ pub struct TorchOptions {
     pub model_dir: PathBuf,
     /// What the model is called; its files do not say it.
     pub model_name: String,
+    /// In place of what the model's files say.
+    pub query_prompt: Option<String>,
+    pub passage_prompt: Option<String>,
     pub device: Device,
     pub precision: Precision,
     /// Threads that each embed a batch at a time; 0 for one per CPU of the process's share. A GPU
@@ -66,6 +69,8 @@ impl Default for TorchOptions {
         Self {
             model_dir: PathBuf::new(),
             model_name: "all-MiniLM-L6-v2".to_owned(),
+            query_prompt: None,
+            passage_prompt: None,
             device: Device::Auto,
             precision: Precision::Fp32,
             workers: 0,
@@ -116,14 +121,15 @@ impl TorchEmbedder {
         // Without this libtorch would start a team of threads here that then spins on every CPU.
         tch::set_num_threads(1);
         let kind = kind(options.precision, device)?;
-        let mut files = ModelFiles::read(&options.model_dir, kind)?;
+        let given = [&options.query_prompt, &options.passage_prompt].map(Option::as_deref);
+        let mut files = ModelFiles::read(&options.model_dir, kind, given)?;
         let tokenizer =
             TextTokenizer::from_bytes(&files.tokenizer_path, &files.tokenizer, files.max_tokens)?;
         if tokenizer.vocabulary() > files.shape.vocabulary as usize {
             let reason = "it has more tokens than the model".to_owned();
             return Err(LoadError::Unsupported { path: files.tokenizer_path, reason });
         }
-        let bert = Bert::new(&mut files.weights, files.shape.clone(), device)?;
+        let bert = Bert::new(&mut files.weights, files.shape.clone(), files.pooling, device)?;
         let version = EmbeddingVersion {
             model: options.model_name.clone(),
             date: files.date,
@@ -134,7 +140,7 @@ impl TorchEmbedder {
             },
             dimension: bert.dimension(),
         };
-        let max_tokens = files.max_tokens;
+        let (max_tokens, prompts) = (files.max_tokens, files.prompts);
         // What the model does not use of the weights goes before it runs.
         drop((files.weights, files.tokenizer));
 
@@ -160,7 +166,7 @@ impl TorchEmbedder {
             _ => "cpu".to_owned(),
         };
         Ok(Self {
-            model: ModelInfo { version, max_tokens, device },
+            model: ModelInfo { version, max_tokens, device, prompts },
             tokenizer: Arc::new(tokenizer),
             tokenizing: Semaphore::new(cpus),
             pool,

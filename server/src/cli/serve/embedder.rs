@@ -9,10 +9,10 @@ use super::read_secret;
 use crate::adapters::embedder::hash::HashEmbedder;
 use crate::adapters::embedder::remote::{RemoteEmbedder, RemoteOptions};
 use crate::cli::Failure;
-use crate::config::{Config, EmbedderKind};
+use crate::config::{Config, EmbedderConfig, EmbedderKind};
 use crate::embedders::Embedders;
 use crate::metrics::Metrics;
-use crate::ports::Embedder;
+use crate::ports::{Embedder, Prompts};
 
 const HASH_DIMENSION: usize = 64;
 const NEXT_SEED: u8 = 1;
@@ -28,6 +28,8 @@ pub async fn load_all(config: &Config, metrics: &Arc<Metrics>) -> Result<Embedde
     second.embedder.kind = kind;
     second.embedder.model_dir.clone_from(&next.model_dir);
     second.embedder.model_name.clone_from(&next.model_name);
+    second.embedder.query_prompt.clone_from(&next.query_prompt);
+    second.embedder.passage_prompt.clone_from(&next.passage_prompt);
     second.embedder.precision = next.precision.unwrap_or(config.embedder.precision);
     second.remote.endpoints.clone_from(&next.endpoints);
     Ok(first.with_next(Some(load(&second, NEXT_SEED, metrics).await?)))
@@ -41,7 +43,12 @@ async fn load(
     match config.embedder.kind {
         EmbedderKind::Hash => {
             warn!("embedder.kind is hash: vectors mean nothing, for tests only");
-            Ok(Arc::new(HashEmbedder::seeded(HASH_DIMENSION, seed)))
+            let EmbedderConfig { query_prompt, passage_prompt, .. } = config.embedder.clone();
+            let prompts = Prompts {
+                query: query_prompt.unwrap_or_default(),
+                passage: passage_prompt.unwrap_or_default(),
+            };
+            Ok(Arc::new(HashEmbedder::seeded(HASH_DIMENSION, seed).with_prompts(prompts)))
         }
         EmbedderKind::Torch => load_torch(config, Arc::clone(metrics)).await,
         EmbedderKind::Remote => {
@@ -66,6 +73,8 @@ async fn load_torch(config: &Config, metrics: Arc<Metrics>) -> Result<Arc<dyn Em
              config.json (`make setup` fetches them into ~/.cache/sextant/model)",
         )?,
         model_name: embedder.model_name.clone(),
+        query_prompt: embedder.query_prompt.clone(),
+        passage_prompt: embedder.passage_prompt.clone(),
         device: embedder.device,
         precision: embedder.precision,
         workers: embedder.workers,

@@ -10,7 +10,7 @@ use reqwest::{StatusCode, Url, header, redirect};
 use serde::{Deserialize, Serialize};
 
 use crate::domain::EmbeddingVersion;
-use crate::ports::{Class, Embedding};
+use crate::ports::{Class, Embedding, Prompts};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 /// Below the time after which the other server closes an idle connection.
@@ -32,6 +32,8 @@ pub struct Info {
     pub model: Option<EmbeddingVersion>,
     pub max_tokens: Option<usize>,
     pub device: Option<String>,
+    #[serde(default)]
+    pub prompts: Prompts,
     pub limits: ServerLimits,
 }
 

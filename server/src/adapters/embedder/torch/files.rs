@@ -10,17 +10,24 @@ use serde::Deserialize;
 use tch::{Kind, Tensor};
 
 use super::LoadError;
+use crate::ports::Prompts;
 
 const CONFIG: &str = "config.json";
 const TOKENIZER: &str = "tokenizer.json";
 const WEIGHTS: &str = "model.safetensors";
 const POOLING: &str = "1_Pooling/config.json";
 const SENTENCE: &str = "sentence_bert_config.json";
+const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
+const PROMPTS: &str = "config_sentence_transformers.json";
 
-/// The default of `sentence-transformers` for models of this family.
-const DEFAULT_MAX_TOKENS: usize = 256;
 /// A header is some kilobytes; more is not a file of weights.
 const MAX_HEADER_BYTES: u64 = 16 << 20;
+
+/// Of `config.json`, what decides whether the rest can be read.
+#[derive(Deserialize)]
+struct Architecture {
+    model_type: String,
+}
 
 /// `config.json`.
 #[derive(Clone, Debug, Deserialize)]
@@ -40,7 +47,6 @@ pub struct Shape {
     #[serde(rename = "type_vocab_size")]
     pub types: i64,
     pub layer_norm_eps: f64,
-    model_type: String,
     hidden_act: String,
     #[serde(default)]
     position_embedding_type: Option<String>,
@@ -51,42 +57,90 @@ struct SentenceConfig {
     max_seq_length: Option<usize>,
 }
 
+/// From the vectors of a text's tokens to that of the text.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pooling {
+    Mean,
+    /// That of the first token, `[CLS]`.
+    Cls,
+}
+
+/// `tokenizer_config.json`. Tokenizers without a bound have an astronomic number here.
 #[derive(Deserialize)]
-struct PoolingConfig {
-    pooling_mode_mean_tokens: bool,
+struct TokenizerConfig {
+    model_max_length: Option<f64>,
+}
+
+/// `config_sentence_transformers.json`: prompts by what the makers of the model call them.
+#[derive(Default, Deserialize)]
+struct PromptConfig {
+    #[serde(default)]
+    prompts: HashMap<String, String>,
 }
 
 pub struct ModelFiles {
     pub shape: Shape,
+    pub pooling: Pooling,
+    pub prompts: Prompts,
     pub max_tokens: usize,
     pub tokenizer_path: PathBuf,
     pub tokenizer: Vec<u8>,
     pub weights: Weights,
-    /// blake3 of weights, tokenizer and configuration.
+    /// blake3 of weights, tokenizer and configuration, and of pooling and prompts where they are not
+    /// the usual ones.
     pub hash: String,
     /// Date of the newest of the three, as `YYYY-MM-DD`.
     pub date: String,
 }
 
 impl ModelFiles {
-    /// The weights are given out as numbers of this kind.
-    pub fn read(folder: &Path, kind: Kind) -> Result<Self, LoadError> {
+    /// The weights are given out as numbers of this kind. `given` are prompts of queries and passages
+    /// in place of the model's own.
+    pub fn read(folder: &Path, kind: Kind, given: [Option<&str>; 2]) -> Result<Self, LoadError> {
         let config_path = folder.join(CONFIG);
         let config = read(&config_path)?;
+        // First of all: others have fields of other names.
+        check_architecture(&config_path, &parse::<Architecture>(&config_path, &config)?)?;
         let shape: Shape = parse(&config_path, &config)?;
         shape.check(&config_path)?;
         let max_tokens = max_tokens(folder, &shape)?;
-        check_pooling(&folder.join(POOLING))?;
+        let pooling = pooling(&folder.join(POOLING))?;
+        let prompts = prompts(&folder.join(PROMPTS), given)?;
         let tokenizer_path = folder.join(TOKENIZER);
         let tokenizer = read(&tokenizer_path)?;
         let mut hasher = blake3::Hasher::new();
         let weights_path = folder.join(WEIGHTS);
         let weights = Weights::read(&weights_path, &mut hasher, kind)?;
         hasher.update(&tokenizer).update(&config);
+        if pooling != Pooling::Mean {
+            hasher.update(format!("{pooling:?}").as_bytes());
+        }
+        if prompts != Prompts::default() {
+            hasher.update(format!("{prompts:?}").as_bytes());
+        }
         let date = newest_date(&[&config_path, &tokenizer_path, &weights_path])?;
         let hash = hasher.finalize().to_hex().to_string();
-        Ok(Self { shape, max_tokens, tokenizer_path, tokenizer, weights, hash, date })
+        Ok(Self {
+            shape,
+            pooling,
+            prompts,
+            max_tokens,
+            tokenizer_path,
+            tokenizer,
+            weights,
+            hash,
+            date,
+        })
     }
+}
+
+fn check_architecture(path: &Path, architecture: &Architecture) -> Result<(), LoadError> {
+    let Architecture { model_type } = architecture;
+    if model_type == "bert" {
+        return Ok(());
+    }
+    let reason = format!("model_type is {model_type:?}, only \"bert\" works");
+    Err(LoadError::Unsupported { path: path.to_owned(), reason })
 }
 
 impl Shape {
@@ -94,12 +148,6 @@ impl Shape {
     fn check(&self, path: &Path) -> Result<(), LoadError> {
         let unsupported =
             |reason: String| Err(LoadError::Unsupported { path: path.to_owned(), reason });
-        if self.model_type != "bert" {
-            return unsupported(format!(
-                "model_type is {:?}, only \"bert\" works",
-                self.model_type
-            ));
-        }
         if self.hidden_act != "gelu" {
             return unsupported(format!(
                 "hidden_act is {:?}, only \"gelu\" works",
@@ -125,13 +173,15 @@ impl Shape {
     }
 }
 
+/// What `sentence-transformers` takes: the file that says it, else the tokenizer's own bound, and no
+/// more than the model has positions.
 fn max_tokens(folder: &Path, shape: &Shape) -> Result<usize, LoadError> {
     let path = folder.join(SENTENCE);
-    let set = match read_optional(&path)? {
-        Some(bytes) => parse::<SentenceConfig>(&path, &bytes)?.max_seq_length,
-        None => None,
-    };
-    let tokens = set.unwrap_or(DEFAULT_MAX_TOKENS).min(shape.max_positions as usize);
+    let set = parse_optional::<SentenceConfig>(&path)?.and_then(|config| config.max_seq_length);
+    let of_tokenizer = parse_optional::<TokenizerConfig>(&folder.join(TOKENIZER_CONFIG))?
+        .and_then(|config| config.model_max_length)
+        .map_or(usize::MAX, |length| length as usize);
+    let tokens = set.unwrap_or(of_tokenizer).min(shape.max_positions as usize);
     if tokens < 8 {
         let reason = format!("max_seq_length is {tokens}, at least 8 are needed");
         return Err(LoadError::Unsupported { path, reason });
@@ -139,13 +189,33 @@ fn max_tokens(folder: &Path, shape: &Shape) -> Result<usize, LoadError> {
     Ok(tokens)
 }
 
-fn check_pooling(path: &Path) -> Result<(), LoadError> {
-    let Some(bytes) = read_optional(path)? else { return Ok(()) };
-    if parse::<PoolingConfig>(path, &bytes)?.pooling_mode_mean_tokens {
-        return Ok(());
+/// The one mode that is set; without the file it is the mean, as in `sentence-transformers`.
+fn pooling(path: &Path) -> Result<Pooling, LoadError> {
+    const MODE: &str = "pooling_mode_";
+    let Some(config) = parse_optional::<HashMap<String, serde_json::Value>>(path)? else {
+        return Ok(Pooling::Mean);
+    };
+    let set = config.iter().filter(|(name, value)| name.starts_with(MODE) && **value == true);
+    let mut modes: Vec<&str> = set.map(|(name, _)| &name[MODE.len()..]).collect();
+    modes.sort_unstable();
+    match modes[..] {
+        ["mean_tokens"] => Ok(Pooling::Mean),
+        ["cls_token"] => Ok(Pooling::Cls),
+        _ => {
+            let reason = format!("pooling is {modes:?}, only mean_tokens or cls_token works");
+            Err(LoadError::Unsupported { path: path.to_owned(), reason })
+        }
     }
-    let reason = "only mean pooling over the tokens works".to_owned();
-    Err(LoadError::Unsupported { path: path.to_owned(), reason })
+}
+
+fn prompts(path: &Path, given: [Option<&str>; 2]) -> Result<Prompts, LoadError> {
+    let own = parse_optional::<PromptConfig>(path)?.unwrap_or_default().prompts;
+    let one = |given: Option<&str>, names: &[&str]| {
+        let own = || names.iter().find_map(|name| own.get(*name).map(String::as_str));
+        given.or_else(own).unwrap_or_default().to_owned()
+    };
+    let [query, passage] = given;
+    Ok(Prompts { query: one(query, &["query"]), passage: one(passage, &["passage", "document"]) })
 }
 
 fn newest_date(paths: &[&Path]) -> Result<String, LoadError> {
@@ -166,6 +236,10 @@ fn read_optional(path: &Path) -> Result<Option<Vec<u8>>, LoadError> {
         Err(LoadError::Read { source, .. }) if source.kind() == io::ErrorKind::NotFound => Ok(None),
         other => other.map(Some),
     }
+}
+
+fn parse_optional<T: serde::de::DeserializeOwned>(path: &Path) -> Result<Option<T>, LoadError> {
+    read_optional(path)?.map(|bytes| parse(path, &bytes)).transpose()
 }
 
 fn parse<T: serde::de::DeserializeOwned>(path: &Path, bytes: &[u8]) -> Result<T, LoadError> {

@@ -1,4 +1,4 @@
-//! The encoder: BERT over raw tensors, mean pooling, L2.
+//! The encoder: BERT over raw tensors, mean pooling or that of the first token, L2.
 //!
 //! A batch has no padding. The rows of all its texts lie one after the other, so that everything
 //! but attention is one operation over all tokens whatever the lengths, and attention runs once per
@@ -14,7 +14,7 @@ use std::sync::Arc;
 use tch::{Device, IndexOp, Kind, TchError, Tensor};
 
 use super::LoadError;
-use super::files::{Shape, Weights};
+use super::files::{Pooling, Shape, Weights};
 use super::linear::Linear;
 
 pub struct Bert {
@@ -24,6 +24,7 @@ pub struct Bert {
     norm: Norm,
     layers: Vec<Layer>,
     shape: Shape,
+    pooling: Pooling,
     device: Device,
 }
 
@@ -50,7 +51,12 @@ struct Group {
 }
 
 impl Bert {
-    pub fn new(weights: &mut Weights, shape: Shape, device: Device) -> Result<Self, LoadError> {
+    pub fn new(
+        weights: &mut Weights,
+        shape: Shape,
+        pooling: Pooling,
+        device: Device,
+    ) -> Result<Self, LoadError> {
         let _guard = tch::no_grad_guard();
         let (hidden, inner) = (shape.hidden, shape.intermediate);
         let mut layers = Vec::new();
@@ -97,6 +103,7 @@ impl Bert {
             norm: Norm::new(weights, "embeddings", &shape, device)?,
             layers,
             shape,
+            pooling,
             device,
         })
     }
@@ -109,6 +116,7 @@ impl Bert {
             norm: self.norm.share(),
             layers: self.layers.iter().map(Layer::share).collect(),
             shape: self.shape.clone(),
+            pooling: self.pooling,
             device: self.device,
         }
     }
@@ -134,7 +142,7 @@ impl Bert {
         }
         let pooled = groups
             .iter()
-            .map(|group| group.of(&hidden)?.f_mean_dim(1, false, Kind::Float))
+            .map(|group| self.pooling.of(&group.of(&hidden)?))
             .collect::<Result<Vec<_>, _>>()?;
         let pooled = Tensor::f_cat(&pooled, 0)?;
         let norms = pooled.f_norm_scalaropt_dim(2, 1, true)?.f_clamp_min(1e-12)?;
@@ -200,6 +208,16 @@ impl Norm {
 
     fn forward(&self, x: &Tensor) -> Result<Tensor, TchError> {
         x.f_layer_norm(self.weight.size(), Some(&self.weight), Some(&self.bias), self.eps, false)
+    }
+}
+
+impl Pooling {
+    /// `[texts, length, hidden]` to `[texts, hidden]` in fp32.
+    fn of(self, hidden: &Tensor) -> Result<Tensor, TchError> {
+        match self {
+            Self::Mean => hidden.f_mean_dim(1, false, Kind::Float),
+            Self::Cls => hidden.f_select(1, 0)?.f_to_kind(Kind::Float),
+        }
     }
 }
 

@@ -2,6 +2,8 @@
 #![cfg(feature = "torch")]
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failure here is a failed test")]
 
+mod families;
+
 use std::collections::HashMap;
 use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
@@ -37,7 +39,7 @@ impl ReferenceText {
 }
 
 fn reference() -> Vec<ReferenceText> {
-    serde_json::from_str::<Reference>(include_str!("reference/vectors.json")).unwrap().texts
+    serde_json::from_str::<Reference>(include_str!("../reference/vectors.json")).unwrap().texts
 }
 
 fn options() -> TorchOptions {
