@@ -67,6 +67,7 @@ fn servers<'a>(deployment: &'a Deployment, observed: &Observed) -> Servers<'a> {
         },
         scheduling: &spec.api.scheduling,
         connections,
+        on_gpu: false,
         model_claim: spec.embedder.model_claim.as_deref().filter(|_| !dedicated),
         secret_hash,
         pod: PodSpec::default(),

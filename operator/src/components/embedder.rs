@@ -32,6 +32,13 @@ pub fn model_config(deployment: &Deployment) -> Value {
         "model_name": spec.model(),
         "precision": spec.precision,
     });
+    for (field, prompt) in
+        [("query_prompt", &spec.query_prompt), ("passage_prompt", &spec.passage_prompt)]
+    {
+        if let Some(prompt) = prompt {
+            config[field] = prompt.as_str().into();
+        }
+    }
     if spec.gpu.is_some() {
         // Without its GPU it must not come up: it would be slow in silence.
         config["device"] = "cuda:0".into();
@@ -83,6 +90,7 @@ fn servers<'a>(
         requests: &[("cpu", "1"), ("memory", "1Gi")],
         scheduling: &spec.scheduling,
         connections: Vec::new(),
+        on_gpu: spec.gpu.is_some(),
         model_claim: spec.model_claim.as_deref(),
         pod: PodSpec {
             runtime_class_name: spec.gpu.as_ref().and_then(|gpu| gpu.runtime_class.clone()),

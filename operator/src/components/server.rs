@@ -27,6 +27,8 @@ const KEYS: &str = "/etc/sextant/keys";
 /// Where the secrets of connections are, a folder for each.
 const SECRETS: &str = "/etc/sextant/secrets";
 const SECRET_FILE: &str = "secret";
+/// Of the tag of the image with the CUDA libraries, as deploy/images builds it.
+const CUDA_SUFFIX: &str = "-cuda";
 /// How long a server that was told to end answers on, while load balancers learn of it.
 const DRAIN_DELAY_SECONDS: u64 = 10;
 const DRAIN_TIMEOUT_SECONDS: u64 = 20;
@@ -100,6 +102,8 @@ pub struct Servers<'a> {
     pub requests: &'a [(&'a str, &'a str)],
     pub scheduling: &'a Scheduling,
     pub connections: Vec<Connection>,
+    /// Whether it needs the image with the CUDA libraries.
+    pub on_gpu: bool,
     /// Claim of the model, where it is not in the image.
     pub model_claim: Option<&'a str>,
     /// Of the Secrets of the connections.
@@ -161,7 +165,8 @@ impl Servers<'_> {
     }
 
     fn pod_spec(&self, deployment: &Deployment, config_map: &str) -> PodSpec {
-        let image = format!("{}:{}", deployment.spec.images.server(), deployment.version);
+        let variant = if self.on_gpu { CUDA_SUFFIX } else { "" };
+        let image = format!("{}:{}{variant}", deployment.spec.images.server(), deployment.version);
         let mut mounts = vec![
             VolumeMount {
                 sub_path: Some("sextant.yaml".to_owned()),

@@ -159,6 +159,15 @@ pub struct EmbedderSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 253))]
     pub model_claim: Option<String>,
+    /// What the model was trained to read in front of a query, as "query: ". Default: what its files
+    /// say, if anything.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 1024))]
+    pub query_prompt: Option<String>,
+    /// The same in front of a document.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 1024))]
+    pub passage_prompt: Option<String>,
     /// Dedicated embedders, unless `autoscaling` is set. Default: 1.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0, max = 1000))]

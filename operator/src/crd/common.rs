@@ -180,7 +180,8 @@ pub struct Images {
     /// Default: IfNotPresent.
     #[serde(default, skip_serializing_if = "is_default")]
     pub pull_policy: ImagePullPolicy,
-    /// sextant-server without its tag, which is `version`.
+    /// sextant-server without its tag, which is `version`, and with `-cuda` behind it for embedders with
+    /// a GPU.
     /// Default: sextant-server, as deploy/images builds it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 255))]

@@ -77,6 +77,7 @@ fn fields() -> Vec<(&'static str, Vec<Value>)> {
                 "embedder.model",
                 "embedder.modelPath",
                 "embedder.modelClaim",
+                "embedder.queryPrompt",
                 "embedder.placement",
                 "cache.external.url",
                 "cache.eviction",
