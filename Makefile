@@ -43,7 +43,7 @@ CARGO_ARGS := --release --locked
 # cargo uses all cores by itself, and the targets build on each other.
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
-.PHONY: help setup build run run-full images cluster-up cluster-down e2e test fmt fmt-check lint deny openapi crds generated bench clean
+.PHONY: help setup build run run-full images cluster-up cluster-down e2e test fmt fmt-check lint deny openapi crds generated bench bench-embed clean
 
 help: ## List the targets
 	@echo 'usage: make TARGET [PORT=8080] [DATA_DIR=.data] [DEVICE=auto]'
@@ -112,6 +112,11 @@ generated: build ## Are docs/openapi.json and crds/ what the programs say?
 
 bench: build ## Benchmarks: make bench ARGS='--help'
 	@cargo run $(CARGO_ARGS) -p sextant-tests --bin bench -- $(ARGS)
+
+bench-embed: setup ## The model beside sentence-transformers and ONNX Runtime
+	$(SETUP) embed-peers
+	@cargo run $(CARGO_ARGS) -p sextant-tests --bin bench -- --device '$(value DEVICE)' --seconds 1 --rounds 7 $(ARGS) \
+		embed --python "$$CACHE/embed-peers/bin/python" --folder "$$CACHE/embed-bench"
 
 clean: ## Remove what was built; libtorch, the model and the data stay
 	@cargo clean

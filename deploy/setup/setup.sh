@@ -18,6 +18,7 @@
 #                Go into the cache folder
 #   cluster-stores  Kafka, by Maven, and an S3 server, built with Go, into the cache folder: what a
 #                cluster of Milvus keeps its data in
+#   embed-peers  what `make bench-embed` compares with: Python packages, in the cache folder
 #   cargo-deny   in the cache folder; only as the last word
 #
 # The cache folder is $CACHE. Everything may be broken off at any time and started again.
@@ -354,6 +355,26 @@ cuda() {
     unlock
 }
 
+peers=embed-peers-$(cksum <tests/embed-peers/requirements.txt | cut -d' ' -f1)
+
+embed-peers() {
+    libs
+    if [ ! -d "$CACHE/$peers" ]; then
+        lock
+        rm -rf "$CACHE/embed-peers.part"
+        "${PYTHON:-python3}" -m venv "$CACHE/embed-peers.part"
+        # torch is there already, without the libraries for GPUs that it asks for.
+        "$CACHE/embed-peers.part/bin/python" -m pip install --disable-pip-version-check --no-input --no-deps \
+            --only-binary=:all: -r tests/embed-peers/requirements.txt >&2 ||
+            die "What to compare with could not be fetched: what pip said is above."
+        readlink -f "$CACHE/$libs" >"$(echo "$CACHE"/embed-peers.part/lib/python*/site-packages)/libtorch.pth"
+        mv -T "$CACHE/embed-peers.part" "$CACHE/$peers"
+        unlock
+    fi
+    mkdir -p "$CACHE/embed-bench"
+    ln -sfn "$peers" "$CACHE/embed-peers"
+}
+
 milvus() {
     if milvus_there; then return; fi
     lock
@@ -529,7 +550,7 @@ cargo-deny() {
 
 for word; do
     case $word in
-    tools | packages | libs | cuda | milvus | milvus23 | browser | services | kubernetes | charts | cluster | cluster-stores | cargo-deny) "$word" ;;
-    *) die "usage: $0 tools|packages|libs|cuda|milvus|milvus23|browser|services|kubernetes|charts|cluster|cluster-stores|cargo-deny ..." ;;
+    tools | packages | libs | cuda | milvus | milvus23 | browser | services | kubernetes | charts | cluster | cluster-stores | embed-peers | cargo-deny) "$word" ;;
+    *) die "usage: $0 tools|packages|libs|cuda|milvus|milvus23|browser|services|kubernetes|charts|cluster|cluster-stores|embed-peers|cargo-deny ..." ;;
     esac
 done

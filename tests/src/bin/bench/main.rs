@@ -4,6 +4,7 @@
 mod balancers;
 mod baseline;
 mod cached;
+mod embed;
 mod faults;
 mod http;
 mod import;
@@ -75,6 +76,9 @@ enum Command {
     Faults(faults::FaultsOptions),
     /// Servers behind nginx and `HAProxy` are stopped and killed under load: failed searches.
     Balancers(balancers::BalancersOptions),
+    /// The model in this process beside other libraries: texts per second, alone and beside busy
+    /// processes. `make bench-embed` sets them up.
+    Embed(embed::EmbedOptions),
     /// Judged queries: nDCG, and the embedded rankings beside those of the production stores.
     Relevance(relevance::RelevanceOptions),
     /// Three servers over Redis: what one has cached for the others, embeddings saved.
@@ -127,6 +131,7 @@ fn run(cli: Cli) -> Result<(), Failure> {
             Command::Overload => overload::run(&options).await,
             Command::Scale(scale) => scale::run(&options, &scale).await,
             Command::Balancers(balancers) => balancers::run(&options, &balancers).await,
+            Command::Embed(embed) => embed::run(&options, &embed).await,
             Command::Faults(faults) => faults::run(&options, &faults).await,
             Command::Relevance(relevance) => relevance::run(&options, &relevance).await,
             Command::Tiers(tiers) => tiers::run(&options, &tiers).await,

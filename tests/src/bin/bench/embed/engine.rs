@@ -1,0 +1,139 @@
+//! What embeds: the server's own embedder in this process, or another library in a Python of its own.
+
+use std::io::{BufRead, BufReader, Write};
+use std::path::Path;
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+use sextant_server::adapters::embedder::precision::Precision;
+use sextant_server::adapters::embedder::torch::{LoadError, TorchEmbedder, TorchOptions};
+use sextant_server::ports::{Class, Embedder, Urgency};
+
+use crate::Failure;
+
+pub const OURS_FP32: &str = "sextant fp32";
+/// The first one is the reference.
+pub const PEERS: [&str; 3] = ["sentence-transformers", "onnx-fp32", "onnx-int8"];
+const SCRIPT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/embed-peers/peers.py");
+/// Longest time for a batch.
+const PATIENCE: Duration = Duration::from_mins(5);
+
+pub struct Engine {
+    pub name: String,
+    kind: Kind,
+}
+
+enum Kind {
+    Ours(Box<TorchEmbedder>),
+    Peer(Peer),
+}
+
+struct Peer {
+    child: Child,
+    asked: ChildStdin,
+    answers: BufReader<ChildStdout>,
+}
+
+impl Drop for Peer {
+    fn drop(&mut self) {
+        // It may have ended.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Ours in each precision that the device has, and the others.
+pub fn all(
+    device: &str,
+    threads: usize,
+    python: &Path,
+    scratch: &Path,
+) -> Result<Vec<Engine>, Failure> {
+    let model = std::env::var_os("MODEL_DIR").ok_or("MODEL_DIR is not set: make bench-embed")?;
+    let mut engines = Vec::new();
+    for (name, precision) in [(OURS_FP32, Precision::Fp32), ("sextant bf16", Precision::Bf16)] {
+        let options = TorchOptions {
+            model_dir: (&model).into(),
+            device: device.parse()?,
+            precision,
+            workers: threads,
+            ..TorchOptions::default()
+        };
+        match TorchEmbedder::load(&options, Arc::default()) {
+            Ok(embedder) => {
+                let kind = Kind::Ours(Box::new(embedder));
+                engines.push(Engine { name: name.to_owned(), kind });
+            }
+            Err(error @ LoadError::NoBf16) => println!("\n{name} is left out: {error}"),
+            Err(error) => return Err(error.into()),
+        }
+    }
+    for name in PEERS {
+        let mut child = Command::new(python)
+            .arg(SCRIPT)
+            .arg(name)
+            .args([Path::new(&model), scratch])
+            .arg(threads.to_string())
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()?;
+        let (asked, answers) = (child.stdin.take(), child.stdout.take());
+        let (Some(asked), Some(answers)) = (asked, answers) else {
+            return Err("no pipes".into());
+        };
+        let kind = Kind::Peer(Peer { child, asked, answers: BufReader::new(answers) });
+        engines.push(Engine { name: name.to_owned(), kind });
+    }
+    Ok(engines)
+}
+
+impl Engine {
+    /// Embeds batches one after the other: how many seconds that took.
+    pub async fn run(&mut self, batches: &[Vec<Arc<str>>]) -> Result<f64, Failure> {
+        match &mut self.kind {
+            Kind::Ours(embedder) => {
+                let begin = Instant::now();
+                for batch in batches {
+                    embedder.embed(batch.clone(), urgency()).await?;
+                }
+                Ok(begin.elapsed().as_secs_f64())
+            }
+            Kind::Peer(peer) => {
+                let answer = peer.ask(&json!({"batches": batches}))?;
+                answer["seconds"].as_f64().ok_or_else(|| "no seconds".into())
+            }
+        }
+    }
+
+    /// One row for each text.
+    pub async fn vectors(&mut self, texts: &[Arc<str>]) -> Result<Vec<Vec<f64>>, Failure> {
+        match &mut self.kind {
+            Kind::Ours(embedder) => {
+                let rows = embedder.embed(texts.to_vec(), urgency()).await?;
+                let wide = |row: Arc<[f32]>| row.iter().map(|&x| x.into()).collect();
+                Ok(rows.into_iter().map(|row| wide(row.vector)).collect())
+            }
+            Kind::Peer(peer) => {
+                let mut answer = peer.ask(&json!({"batches": [texts], "vectors": true}))?;
+                Ok(serde_json::from_value(answer["vectors"].take())?)
+            }
+        }
+    }
+}
+
+impl Peer {
+    fn ask(&mut self, what: &Value) -> Result<Value, Failure> {
+        writeln!(self.asked, "{what}")?;
+        let mut line = String::new();
+        if self.answers.read_line(&mut line)? == 0 {
+            return Err("another library has ended; what it said is above".into());
+        }
+        Ok(serde_json::from_str(&line)?)
+    }
+}
+
+fn urgency() -> Urgency {
+    Urgency { class: Class::Interactive, deadline: Instant::now() + PATIENCE }
+}
