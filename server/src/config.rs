@@ -11,6 +11,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use serde_json::Value as Json;
 
+use crate::adapters::embedder::batching::Batching;
 use crate::adapters::embedder::device::Device;
 use crate::adapters::embedder::precision::Precision;
 use crate::cache::CacheLimits;
@@ -112,6 +113,7 @@ pub struct EmbedderConfig {
     #[serde(with = "as_text")]
     pub device: Device,
     pub precision: Precision,
+    pub batching: Batching,
     pub workers: usize,
     pub max_batch_tokens: usize,
     pub queue_texts: usize,
@@ -127,6 +129,7 @@ impl Default for EmbedderConfig {
             passage_prompt: None,
             device: Device::Auto,
             precision: Precision::Fp32,
+            batching: Batching::Deadline,
             workers: 0,
             max_batch_tokens: 0,
             queue_texts: 4_096,

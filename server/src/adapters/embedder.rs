@@ -1,5 +1,6 @@
 //! Embedders.
 
+pub mod batching;
 pub mod device;
 pub mod hash;
 pub mod precision;

@@ -17,6 +17,7 @@ use async_trait::async_trait;
 use tokio::sync::Semaphore;
 use tokio::time::timeout_at;
 
+use super::batching::Batching;
 use super::device::Device;
 use super::precision::Precision;
 use crate::domain::EmbeddingVersion;
@@ -25,7 +26,7 @@ use crate::ports::{EmbedError, Embedder, Embedding, ModelInfo, Urgency};
 use batch::{Limits, Reserved};
 use files::ModelFiles;
 use model::Bert;
-use pool::{Forward, Pool, Rows};
+use pool::{Forward, Pool, Rows, Share};
 use speed::Speed;
 use tokenizer::{TextTokenizer, Tokens};
 
@@ -39,6 +40,8 @@ const CUDA_BATCH_LENGTHS: usize = 32;
 const SPECIAL_TOKENS: usize = 2;
 /// Rather less than English has, so that most texts need no more than was expected of them.
 const BYTES_PER_TOKEN: usize = 4;
+/// How often a busy model looks how many CPUs it may use.
+const SHARE_PERIOD: Duration = Duration::from_secs(5);
 /// Close to what one core does, until the warm-up has measured it.
 const GUESSED_TOKENS_PER_SECOND: f64 = 5_000.0;
 
@@ -53,6 +56,7 @@ pub struct TorchOptions {
     pub passage_prompt: Option<String>,
     pub device: Device,
     pub precision: Precision,
+    pub batching: Batching,
     /// Threads that each embed a batch at a time; 0 for one per CPU of the process's share. A GPU
     /// has one.
     pub workers: usize,
@@ -73,6 +77,7 @@ impl Default for TorchOptions {
             passage_prompt: None,
             device: Device::Auto,
             precision: Precision::Fp32,
+            batching: Batching::Deadline,
             workers: 0,
             max_batch_tokens: 0,
             queue_texts: 4096,
@@ -144,9 +149,10 @@ impl TorchEmbedder {
         // What the model does not use of the weights goes before it runs.
         drop((files.weights, files.tokenizer));
 
-        let cpus = available_parallelism().map_or(1, usize::from);
+        let cpus = cpus_now();
+        let follows_share = device == tch::Device::Cpu && options.workers == 0;
         let (workers, batch_tokens, batch_lengths) = match device {
-            tch::Device::Cpu if options.workers == 0 => (cpus, CPU_BATCH_TOKENS, usize::MAX),
+            tch::Device::Cpu if follows_share => (cpus, CPU_BATCH_TOKENS, usize::MAX),
             tch::Device::Cpu => (options.workers, CPU_BATCH_TOKENS, usize::MAX),
             _ => (1, CUDA_BATCH_TOKENS, CUDA_BATCH_LENGTHS),
         };
@@ -157,10 +163,14 @@ impl TorchEmbedder {
             batch_tokens: if set == 0 { batch_tokens } else { set.max(max_tokens) },
             batch_lengths,
             workers,
+            batching: options.batching,
         };
         let speed = warm_up(&bert, &limits, max_tokens)?;
-        let models = (0..workers).map(|_| Worker { bert: bert.share(), guard: None }).collect();
-        let pool = Pool::start(models, limits, speed, metrics).map_err(LoadError::StartThread)?;
+        let share = follows_share.then(|| Share { every: SHARE_PERIOD, ask: Box::new(cpus_now) });
+        let all = if follows_share { cpus_of_machine().max(workers) } else { workers };
+        let models = (0..all).map(|_| Worker { bert: bert.share(), guard: None }).collect();
+        let pool =
+            Pool::start(models, limits, speed, metrics, share).map_err(LoadError::StartThread)?;
         let device = match device {
             tch::Device::Cuda(index) => format!("cuda:{index}"),
             _ => "cpu".to_owned(),
@@ -264,6 +274,17 @@ impl Forward for Worker {
     fn embed(&mut self, texts: &[Arc<[u32]>]) -> Result<Rows, String> {
         self.bert.embed(texts).map_err(|error| error.to_string())
     }
+}
+
+/// What the process may use: its affinity and the quota of its cgroup.
+fn cpus_now() -> usize {
+    available_parallelism().map_or(1, usize::from)
+}
+
+/// What it could ever use: more threads than these are never needed.
+fn cpus_of_machine() -> usize {
+    std::fs::read_to_string("/proc/cpuinfo")
+        .map_or(0, |text| text.lines().filter(|line| line.starts_with("processor")).count())
 }
 
 fn device(asked: Device) -> Result<tch::Device, LoadError> {

@@ -77,6 +77,7 @@ async fn load_torch(config: &Config, metrics: Arc<Metrics>) -> Result<Arc<dyn Em
         passage_prompt: embedder.passage_prompt.clone(),
         device: embedder.device,
         precision: embedder.precision,
+        batching: embedder.batching,
         workers: embedder.workers,
         max_batch_tokens: embedder.max_batch_tokens,
         queue_texts: embedder.queue_texts,

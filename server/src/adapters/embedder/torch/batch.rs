@@ -7,6 +7,7 @@
 //! - A batch holds texts of one class, those with the earliest deadline first. Interactive texts go
 //!   first; when bulk waits it gets one batch in [`BULK_TURN`]. Batches of a class are not filled
 //!   up with the other one: a query would wait for the documents beside it.
+//! - [`Batching::Fifo`] is there to be compared with: no classes and no order but that of arrival.
 //! - Nobody waits for a batch to fill: a worker that is free takes its share of what is there.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -15,6 +16,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::speed::Speed;
+use crate::adapters::embedder::batching::Batching;
 use crate::ports::{Class, Urgency};
 
 /// One batch in so many goes to bulk while both classes wait.
@@ -47,7 +49,9 @@ pub struct Limits {
     pub batch_tokens: usize,
     /// Distinct lengths in a batch: each is a separate attention call.
     pub batch_lengths: usize,
+    /// That run.
     pub workers: usize,
+    pub batching: Batching,
 }
 
 /// Why a call was not admitted.
@@ -140,6 +144,10 @@ impl<W: Waiter> Queue<W> {
             last_sweep: None,
             lost: Vec::new(),
         }
+    }
+
+    pub fn set_workers(&mut self, workers: usize) {
+        self.limits.workers = workers;
     }
 
     /// Admits all texts of a call or none. Returns how many of them join one in flight.
@@ -269,9 +277,12 @@ impl<W: Waiter> Queue<W> {
         // Counted from the end: calls mostly come in the order of their deadlines.
         let behind = line.order.range(mine..).map(|(_, tokens)| tokens).sum::<usize>();
         let mut before = self.running_tokens + self.reserved.tokens + ahead + line.tokens - behind;
+        if self.limits.batching == Batching::Fifo {
+            before += behind;
+        }
         let late = finish(before + tokens) - left(urgency.deadline);
-        if late > 0.0 {
-            return late;
+        if late > 0.0 || self.limits.batching == Batching::Fifo {
+            return late.max(0.0);
         }
         for (&(deadline, _), others) in line.order.range(mine..) {
             before += others;
@@ -295,7 +306,10 @@ impl<W: Waiter> Queue<W> {
         let id = self.next;
         self.next += 1;
         self.by_ids.insert(Arc::clone(&ids), id);
-        let place = (urgency.class, urgency.deadline);
+        let place = match self.limits.batching {
+            Batching::Deadline => (urgency.class, urgency.deadline),
+            Batching::Fifo => (Class::Interactive, now),
+        };
         self.line(place.0).insert((place.1, id), ids.len());
         let waiters = vec![(waiter, urgency)];
         self.entries.insert(id, Entry { ids, waiters, since: now, place: Some(place) });
@@ -346,9 +360,13 @@ impl<W: Waiter> Queue<W> {
                 continue;
             }
             let fits = tokens + length <= budget
-                && latest_end.is_none_or(|latest| end <= latest)
+                && (latest_end.is_none_or(|latest| end <= latest)
+                    || self.limits.batching == Batching::Fifo)
                 && (lengths.contains(&length) || lengths.len() < self.limits.batch_lengths);
             if !chosen.is_empty() && !fits {
+                if self.limits.batching == Batching::Fifo {
+                    break;
+                }
                 passed += 1;
                 continue;
             }
@@ -396,6 +414,9 @@ impl<W: Waiter> Queue<W> {
 
     /// Stands a waiting text where its most urgent waiters want it. True when that is elsewhere.
     fn place(&mut self, id: u64) -> bool {
+        if self.limits.batching == Batching::Fifo {
+            return false;
+        }
         let Some(entry) = self.entries.get_mut(&id) else { return false };
         let Some(old) = entry.place else { return false };
         let interactive = entry.waiters.iter().any(|(_, u)| u.class == Class::Interactive);

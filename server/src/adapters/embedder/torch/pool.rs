@@ -22,6 +22,13 @@ pub trait Forward: Send + 'static {
     fn embed(&mut self, texts: &[Arc<[u32]>]) -> Result<Vec<Arc<[f32]>>, String>;
 }
 
+/// How many workers may run at a time, asked again and again: what a process may use of its machine
+/// changes while it runs.
+pub struct Share {
+    pub every: Duration,
+    pub ask: Box<dyn Fn() -> usize + Send>,
+}
+
 pub type Rows = Vec<Arc<[f32]>>;
 type Answer = Result<Rows, EmbedError>;
 
@@ -33,6 +40,8 @@ pub struct Pool {
 struct Shared {
     state: Mutex<State>,
     wake: Condvar,
+    /// Of workers that may not run now.
+    allowed: Condvar,
     metrics: Arc<Metrics>,
     workers: usize,
 }
@@ -40,6 +49,8 @@ struct Shared {
 struct State {
     queue: Queue<Row>,
     closing: bool,
+    /// Workers from this number on rest.
+    active: usize,
     alive: usize,
     /// Why a worker was lost, the last one of them.
     reason: Option<String>,
@@ -75,23 +86,33 @@ struct Open {
 }
 
 impl Pool {
+    /// Of the workers, `limits.workers` run at first.
     pub fn start<F: Forward>(
         workers: Vec<F>,
         limits: Limits,
         speed: Speed,
         metrics: Arc<Metrics>,
+        mut share: Option<Share>,
     ) -> std::io::Result<Self> {
         let count = workers.len();
-        let state =
-            State { queue: Queue::new(limits, speed), closing: false, alive: count, reason: None };
-        let shared =
-            Shared { state: Mutex::new(state), wake: Condvar::new(), metrics, workers: count };
+        let active = limits.workers;
+        let queue = Queue::new(limits, speed);
+        let state = State { queue, closing: false, active, alive: count, reason: None };
+        let shared = Shared {
+            state: Mutex::new(state),
+            wake: Condvar::new(),
+            allowed: Condvar::new(),
+            metrics,
+            workers: count,
+        };
         let pool = Self { shared: Arc::new(shared), threads: Mutex::default() };
         for (index, worker) in workers.into_iter().enumerate() {
             let shared = Arc::clone(&pool.shared);
+            // The first one never rests.
+            let share = share.take();
             let thread = std::thread::Builder::new()
                 .name(format!("embed-{index}"))
-                .spawn(move || run(&shared, worker))?;
+                .spawn(move || run(&shared, index, worker, share))?;
             pool.threads.lock().unwrap_or_else(PoisonError::into_inner).push(thread);
         }
         Ok(pool)
@@ -193,6 +214,7 @@ impl Pool {
         let waiting = state.queue.drain_waiting();
         self.shared.settle(&mut state);
         self.shared.wake.notify_all();
+        self.shared.allowed.notify_all();
         drop(state);
         for row in waiting {
             row.fail(&EmbedError::Stopped);
@@ -240,12 +262,28 @@ impl Shared {
         self.metrics.embed_queue_depth.set(texts);
     }
 
-    /// The next batch; `None` when the pool closes.
-    fn next(&self) -> Option<Batch> {
+    fn allow(&self, workers: usize) {
+        let mut state = self.lock();
+        let workers = workers.clamp(1, self.workers);
+        if state.active != workers {
+            tracing::info!(workers, "what this process may use of the CPUs is another now");
+            state.active = workers;
+            state.queue.set_workers(workers);
+            self.allowed.notify_all();
+            self.wake.notify_all();
+        }
+    }
+
+    /// The next batch for a worker; `None` when the pool closes.
+    fn next(&self, worker: usize) -> Option<Batch> {
         let mut state = self.lock();
         loop {
             if state.closing {
                 return None;
+            }
+            if worker >= state.active {
+                state = self.allowed.wait(state).unwrap_or_else(PoisonError::into_inner);
+                continue;
             }
             let batch = state.queue.take(Instant::now());
             self.settle(&mut state);
@@ -277,11 +315,18 @@ impl Drop for Pool {
     }
 }
 
-fn run<F: Forward>(shared: &Shared, mut worker: F) {
+fn run<F: Forward>(shared: &Shared, index: usize, mut worker: F, share: Option<Share>) {
     let mut leaving = Leaving { shared, left: false };
     worker.start();
-    while let Some(batch) = shared.next() {
+    let mut asked = Instant::now();
+    while let Some(batch) = shared.next(index) {
         let started = Instant::now();
+        if let Some(share) = &share
+            && started.duration_since(asked) >= share.every
+        {
+            asked = started;
+            shared.allow((share.ask)());
+        }
         let outcome = catch_unwind(AssertUnwindSafe(|| worker.embed(&batch.texts)));
         let took = started.elapsed();
         let (reason, lost) = match outcome {

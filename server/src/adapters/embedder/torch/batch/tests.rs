@@ -25,7 +25,14 @@ fn queue(limits: Limits) -> Queue<Caller> {
 }
 
 fn limits() -> Limits {
-    Limits { texts: 1_000, tokens: 1 << 20, batch_tokens: 512, batch_lengths: 1_000, workers: 1 }
+    Limits {
+        texts: 1_000,
+        tokens: 1 << 20,
+        batch_tokens: 512,
+        batch_lengths: 1_000,
+        workers: 1,
+        batching: Batching::Deadline,
+    }
 }
 
 /// A text of this many tokens that equals only those with the same number.
@@ -475,4 +482,19 @@ proptest! {
         prop_assert!(open.is_empty());
         prop_assert_eq!(queue.tokens(), 0);
     }
+}
+
+#[test]
+fn in_the_order_of_arrival_a_query_waits_behind_the_documents_before_it() {
+    let mut order = Vec::new();
+    for batching in [Batching::Deadline, Batching::Fifo] {
+        let mut bench = Bench::new(Limits { batch_tokens: 100, batching, ..limits() });
+        bench.push(Class::Bulk, 60).unwrap();
+        bench.push(Class::Bulk, 70).unwrap();
+        bench.push(Class::Interactive, 20).unwrap();
+        let batches = std::iter::from_fn(|| Some(bench.next()).filter(|texts| !texts.is_empty()));
+        order.push(batches.collect::<Vec<_>>());
+    }
+    assert_eq!(order[0], [vec![20], vec![60], vec![70]]);
+    assert_eq!(order[1], [vec![60], vec![20, 70]]);
 }

@@ -1,6 +1,8 @@
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc;
 
 use super::*;
+use crate::adapters::embedder::batching::Batching;
 use crate::ports::Class;
 
 /// A model that tells what it was given and waits for what to do.
@@ -36,16 +38,26 @@ struct Bench {
 
 impl Bench {
     fn new(workers: usize) -> Self {
-        let limits =
-            Limits { texts: 100, tokens: 10_000, batch_tokens: 512, batch_lengths: 100, workers };
+        Self::sharing(workers, workers, None)
+    }
+
+    /// With so many workers, of which these may run at first.
+    fn sharing(all: usize, workers: usize, share: Option<Share>) -> Self {
+        let limits = Limits {
+            texts: 100,
+            tokens: 10_000,
+            batch_tokens: 512,
+            batch_lengths: 100,
+            workers,
+            batching: Batching::Deadline,
+        };
         let ((seen, reports), (orders, receiver)) = (mpsc::channel(), mpsc::channel());
         let receiver = Arc::new(Mutex::new(receiver));
-        let fakes = (0..workers)
-            .map(|_| Fake { seen: seen.clone(), orders: Arc::clone(&receiver) })
-            .collect();
+        let fakes =
+            (0..all).map(|_| Fake { seen: seen.clone(), orders: Arc::clone(&receiver) }).collect();
         let metrics = Arc::new(Metrics::new());
         let speed = Speed::guess(1_000_000.0);
-        let pool = Pool::start(fakes, limits, speed, Arc::clone(&metrics)).unwrap();
+        let pool = Pool::start(fakes, limits, speed, Arc::clone(&metrics), share).unwrap();
         Self { pool, seen: reports, orders: Some(orders), metrics }
     }
 
@@ -169,6 +181,41 @@ async fn closing_ends_the_running_batch_and_stops_the_rest() {
     assert_eq!(numbers(running.await.unwrap()), [1.0]);
     assert!(bench.pool.close(Duration::from_mins(1)));
     assert!(bench.pool.health().is_err());
+}
+
+#[tokio::test]
+async fn as_many_workers_run_as_the_process_may_use_cpus() {
+    let cpus = Arc::new(AtomicUsize::new(2));
+    let asked = Arc::clone(&cpus);
+    let ask = Box::new(move || asked.load(Ordering::SeqCst));
+    let bench = Bench::sharing(3, 1, Some(Share { every: Duration::ZERO, ask }));
+    // Asked while this is computed: now there are two.
+    let first = bench.submit(&[1]);
+    assert_eq!(bench.seen(), [1]);
+    let second = bench.submit(&[2]);
+    assert_eq!(bench.seen(), [2]);
+    bench.order(Order::Embed);
+    bench.order(Order::Embed);
+    first.await.unwrap().unwrap();
+    second.await.unwrap().unwrap();
+    cpus.store(1, Ordering::SeqCst);
+    // Until it was the one that asks.
+    while bench.pool.shared.lock().active > 1 {
+        let answer = bench.submit(&[3]);
+        assert_eq!(bench.seen(), [3]);
+        bench.order(Order::Embed);
+        answer.await.unwrap().unwrap();
+    }
+    let alone = bench.submit(&[4]);
+    assert_eq!(bench.seen(), [4]);
+    let waiting = bench.submit(&[5]);
+    assert_eq!(bench.pool.shared.lock().queue.texts(), 1);
+    bench.order(Order::Embed);
+    alone.await.unwrap().unwrap();
+    assert_eq!(bench.seen(), [5]);
+    bench.order(Order::Embed);
+    waiting.await.unwrap().unwrap();
+    assert_eq!(bench.pool.health(), Ok(()));
 }
 
 #[tokio::test]
