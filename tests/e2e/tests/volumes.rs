@@ -57,7 +57,7 @@ async fn a_full_volume_is_told_of_the_rest_serves_and_with_room_all_is_well_agai
     let words = format!("the volume of {full} is nearly full: 0 of");
     let report = through(&stack, async || {
         on_it(&format!("cat /dev/zero >{FILLER} || true")).await;
-        until("the words", Duration::from_mins(1), async || {
+        until("the words", Duration::from_secs(40), async || {
             let (_, degraded, _) = stack.condition("Degraded").await;
             let (_, _, message) = stack.condition("PostgresReady").await;
             let told = degraded == "LowDiskSpace" && message.contains(&words);

@@ -27,6 +27,8 @@ def annotate(name, text):
             method="PATCH",
         )
     context = ssl.create_default_context(cafile=f"{ACCOUNT}/ca.crt")
+    # Authorities of clusters need not have all that RFC 5280 asks of them; Kubernetes's clients do not ask.
+    context.verify_flags &= ~ssl.VERIFY_X509_STRICT
     urllib.request.urlopen(request, timeout=5, context=context).close()
 
 
