@@ -447,7 +447,14 @@ in_pod() {
 }
 
 metrics() {
-    [ ! -f "$RUN/metrics.pid" ] || return 0
+    ! kill -0 "$(cat "$RUN/metrics.pid" 2>/dev/null)" 2>/dev/null || return 0
+    start metrics "$CACHE/bin/metrics-server" --kubeconfig="$RUN/admin.yaml" \
+        --authentication-kubeconfig="$RUN/admin.yaml" --authorization-kubeconfig="$RUN/admin.yaml" \
+        --bind-address="${NODE_IP[0]}" --secure-port=11443 --cert-dir="$RUN/metrics" \
+        --kubelet-preferred-address-types=InternalIP --kubelet-certificate-authority="$RUN/pki/ca.crt" \
+        --metric-resolution=10s --kubelet-request-timeout=5s
+    # Only now: while a registered API does not answer, no namespace can be deleted.
+    until_true 30 'the metrics server' bash -c "</dev/tcp/${NODE_IP[0]}/11443"
     kubectl apply -f - >/dev/null <<YAML
 apiVersion: v1
 kind: Service
@@ -472,11 +479,6 @@ spec:
   groupPriorityMinimum: 100
   versionPriority: 100
 YAML
-    start metrics "$CACHE/bin/metrics-server" --kubeconfig="$RUN/admin.yaml" \
-        --authentication-kubeconfig="$RUN/admin.yaml" --authorization-kubeconfig="$RUN/admin.yaml" \
-        --bind-address="${NODE_IP[0]}" --secure-port=11443 --cert-dir="$RUN/metrics" \
-        --kubelet-preferred-address-types=InternalIP --kubelet-certificate-authority="$RUN/pki/ca.crt" \
-        --metric-resolution=10s
     until_true 60 'metrics of nodes' kubectl get --raw /apis/metrics.k8s.io/v1beta1/nodes
 }
 

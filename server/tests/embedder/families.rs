@@ -152,7 +152,9 @@ impl Tiny {
             let parts = [of("word", id), of("position", place), of("token_type", 0)];
             hidden.push((0..HIDDEN).map(|i| parts.iter().map(|part| part[i]).sum()).collect());
         }
-        hidden.iter_mut().for_each(|row| self.norm("embeddings", row));
+        for row in &mut hidden {
+            self.norm("embeddings", row);
+        }
         for layer in 0..LAYERS {
             let name = |part: &str| format!("encoder.layer.{layer}.{part}");
             let all = |part: &str, rows: &[Vec<f64>]| -> Vec<Vec<f64>> {

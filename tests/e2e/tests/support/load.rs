@@ -60,10 +60,15 @@ impl Load<'_> {
 
     /// Fills the collections, and has the pod learn what right answers are.
     pub async fn prepare(&self) {
-        self.ask("prepare?collection=ledger", "").await;
         let documents =
             std::fs::read_to_string(repository("deploy/samples/exercises.ndjson")).unwrap();
-        self.ask(&format!("prepare?collection={COLLECTION}"), &documents).await;
+        for (collection, documents) in [("ledger", ""), (COLLECTION, &documents)] {
+            // The first collections of a new Milvus take longer than a request may.
+            until("a collection", Duration::from_mins(2), async || {
+                self.try_ask(&format!("prepare?collection={collection}"), documents).await
+            })
+            .await;
+        }
         self.learn().await;
     }
 

@@ -137,13 +137,14 @@ async fn speed(
             }
             next += counts.iter().max().copied().unwrap_or_default() as u64;
         }
-        let cells: Vec<String> = rates.iter().map(|all| format!("{:.0}", median(all))).collect();
-        table.row(&row(&workload.name, &cells));
+        let cells = |cell: &dyn Fn(&Vec<f64>) -> String| -> Vec<String> {
+            [workload.name.clone()].into_iter().chain(rates.iter().map(cell)).collect()
+        };
+        table.row(&row(&cells(&|all| format!("{:.0}", median(all)))));
         let of_first = |all: &Vec<f64>| {
             median(&rates[0].iter().zip(all).map(|(ours, other)| other / ours).collect::<Vec<_>>())
         };
-        let cells: Vec<String> = rates.iter().map(|all| format!("{:.2}", of_first(all))).collect();
-        ratios.row(&row(&workload.name, &cells));
+        ratios.row(&row(&cells(&|all| format!("{:.2}", of_first(all)))));
         figures["texts_per_second"][&workload.name] = names
             .iter()
             .zip(&rates)
@@ -169,9 +170,8 @@ async fn speed(
     Ok(())
 }
 
-fn row<'a>(name: &'a String, cells: &'a [String]) -> Vec<&'a dyn std::fmt::Display> {
-    let cells = cells.iter().map(|cell| cell as &dyn std::fmt::Display);
-    [name as &dyn std::fmt::Display].into_iter().chain(cells).collect()
+fn row(cells: &[String]) -> Vec<&dyn std::fmt::Display> {
+    cells.iter().map(|cell| cell as &dyn std::fmt::Display).collect()
 }
 
 /// How near everybody's vectors are to those of sentence-transformers.

@@ -112,7 +112,7 @@ impl Pool {
             let share = share.take();
             let thread = std::thread::Builder::new()
                 .name(format!("embed-{index}"))
-                .spawn(move || run(&shared, index, worker, share))?;
+                .spawn(move || run(&shared, index, worker, share.as_ref()))?;
             pool.threads.lock().unwrap_or_else(PoisonError::into_inner).push(thread);
         }
         Ok(pool)
@@ -315,13 +315,13 @@ impl Drop for Pool {
     }
 }
 
-fn run<F: Forward>(shared: &Shared, index: usize, mut worker: F, share: Option<Share>) {
+fn run<F: Forward>(shared: &Shared, index: usize, mut worker: F, share: Option<&Share>) {
     let mut leaving = Leaving { shared, left: false };
     worker.start();
     let mut asked = Instant::now();
     while let Some(batch) = shared.next(index) {
         let started = Instant::now();
-        if let Some(share) = &share
+        if let Some(share) = share
             && started.duration_since(asked) >= share.every
         {
             asked = started;
