@@ -18,6 +18,8 @@ const REPLAY_CHUNK: usize = 2_000;
 /// A collection that was opened so recently is kept although a list does not have it: the list may
 /// be a moment old.
 const SETTLED: Duration = Duration::from_secs(10);
+/// Between two tries to open what a starting server cannot open yet.
+const OPEN_PAUSE: Duration = Duration::from_millis(500);
 /// Longest wait for the database to say how far a collection can be searched.
 const FRESHNESS_TIMEOUT: Duration = Duration::from_millis(500);
 
@@ -254,6 +256,20 @@ impl Catalog {
             }
         }
         Ok(())
+    }
+
+    /// Waits until every index is open, at most so long. A new server that could only say that its
+    /// index is not available is not to be asked while others are there.
+    pub async fn wait_for_indexes(&self, patience: Duration) {
+        let deadline = Instant::now() + patience;
+        let is_open = |open: &Arc<OpenCollection>| open.indexed.load(Ordering::Acquire);
+        while self.outbox.is_some() && !self.all().iter().all(is_open) && Instant::now() < deadline
+        {
+            tokio::time::sleep(OPEN_PAUSE.mul_f64(rand::random_range(0.5..1.0))).await;
+            if let Err(error) = self.refresh().await {
+                warn!(%error, "the collections could not be looked at");
+            }
+        }
     }
 
     /// Takes over a collection's schema from the store; true when it was another one.

@@ -38,6 +38,8 @@ use crate::ports::{DocumentStore, SearchIndex};
 use crate::search::Search;
 use crate::worker::{self, Worker, WorkerOptions};
 
+/// Longest wait of a starting server for indexes that are not available. Then it answers what it can.
+const INDEX_PATIENCE: Duration = Duration::from_secs(15);
 /// Longest time that closing the stores may take.
 const CLOSE_TIMEOUT: Duration = Duration::from_mins(1);
 
@@ -187,6 +189,7 @@ async fn start(
         .with_next_model(next_model)
         .with_default_freshness(config.cache.freshness),
     );
+    catalog.wait_for_indexes(INDEX_PATIENCE).await;
     let backlog = Arc::new(AtomicU64::new(0));
     let ingest = Arc::new(Ingest {
         catalog: Arc::clone(&catalog),

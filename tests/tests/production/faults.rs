@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use reqwest::StatusCode;
 use serde_json::{Value, json};
-use sextant_tests::Server;
 use sextant_tests::production::Stores;
+use sextant_tests::{Options, Process, Server};
 
 use super::load::Load;
 use super::{COLLECTION, collection, document, import, lines, until};
@@ -134,4 +134,22 @@ async fn without_milvus_known_queries_are_answered_and_writes_wait_until_it_is_b
         answer.status == StatusCode::OK && answer.body["hits"][0]["id"] == "00002"
     })
     .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_new_server_is_ready_when_its_index_is_open_and_without_milvus_after_a_while() {
+    let (mut stores, _servers) = started(50).await;
+    stores.milvus.process().kill().await.unwrap();
+    let without = stores.servers(1).await.remove(0);
+    assert_eq!(ready(&without).await["ready"], true);
+    let starting = Process::spawn(&stores.options(Options::hash()));
+    until("it cannot open the index", async || {
+        starting.log().contains("the index is not available yet")
+    })
+    .await;
+    stores.milvus.restart().await.unwrap();
+    let new = starting.ready().await;
+    let path = format!("/v1/collections/{COLLECTION}/search");
+    let answer = new.api.post(&path, &json!({"query": "never asked"})).await;
+    assert_eq!(answer.status, StatusCode::OK, "{}", answer.text);
 }
