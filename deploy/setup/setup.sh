@@ -18,7 +18,8 @@
 #                Go into the cache folder
 #   cluster-stores  Kafka, by Maven, and an S3 server, built with Go, into the cache folder: what a
 #                cluster of Milvus keeps its data in
-#   embed-peers  what `make bench-embed` compares with: Python packages, in the cache folder
+#   embed-peers  what `make bench-embed` compares with: Python packages and the CUDA libraries (2 GB), in the
+#                cache folder
 #   cargo-deny   in the cache folder; only as the last word
 #
 # The cache folder is $CACHE. Everything may be broken off at any time and started again.
@@ -358,12 +359,13 @@ cuda() {
 peers=embed-peers-$(cksum <tests/embed-peers/requirements.txt | cut -d' ' -f1)
 
 embed-peers() {
-    libs
+    # Python's torch loads all of them, GPU or not.
+    cuda
     if [ ! -d "$CACHE/$peers" ]; then
         lock
         rm -rf "$CACHE/embed-peers.part"
         "${PYTHON:-python3}" -m venv "$CACHE/embed-peers.part"
-        # torch is there already, without the libraries for GPUs that it asks for.
+        # torch is there already.
         "$CACHE/embed-peers.part/bin/python" -m pip install --disable-pip-version-check --no-input --no-deps \
             --only-binary=:all: -r tests/embed-peers/requirements.txt >&2 ||
             die "What to compare with could not be fetched: what pip said is above."

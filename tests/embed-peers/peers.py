@@ -78,11 +78,21 @@ def exported(model, scratch, precision):
         from transformers import AutoModel
 
         bert = AutoModel.from_pretrained(model, attn_implementation="eager").eval()
+
+        class Hidden(torch.nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.bert = bert
+
+            def forward(self, ids, mask, types):
+                inputs = {"input_ids": ids, "attention_mask": mask, "token_type_ids": types}
+                return self.bert(**inputs, use_cache=False).last_hidden_state
+
         names = ["input_ids", "attention_mask", "token_type_ids"]
         axes = {name: {0: "texts", 1: "tokens"} for name in [*names, "last_hidden_state"]}
         ones = torch.ones(2, 8, dtype=torch.int64)
         torch.onnx.export(
-            bert, (ones, ones, ones * 0), full + ".part", input_names=names,
+            Hidden(), (ones, ones, ones * 0), full + ".part", input_names=names,
             output_names=["last_hidden_state"], dynamic_axes=axes, opset_version=OPSET, dynamo=False,
         )
         os.rename(full + ".part", full)
