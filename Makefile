@@ -117,6 +117,8 @@ bench-embed: setup ## The model beside sentence-transformers and ONNX Runtime
 	$(SETUP) embed-peers
 	@cargo run $(CARGO_ARGS) -p sextant-tests --bin bench -- --device '$(value DEVICE)' --seconds 1 --rounds 7 $(ARGS) \
 		embed --python "$$CACHE/embed-peers/bin/python" --folder "$$CACHE/embed-bench"
+	@"$$CACHE/embed-peers/bin/python" tests/embed-peers/plot.py "$$CACHE/embed-bench/embed.json" "$$CACHE/embed-bench/embed.png"
+	@echo "Plot: $$CACHE/embed-bench/embed.png"
 
 clean: ## Remove what was built; libtorch, the model and the data stay
 	@cargo clean
