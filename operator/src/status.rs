@@ -43,7 +43,7 @@ pub enum Outcome<'a> {
 struct Pods {
     wanted: i64,
     ready: i64,
-    /// Whether all are of the present template.
+    /// Whether all are of the present template, and none of an older one is left.
     updated: bool,
 }
 
@@ -57,10 +57,11 @@ impl Pods {
         let wanted = spec["replicas"].as_i64().unwrap_or(1);
         let seen =
             number(status, "observedGeneration") >= object.metadata.generation.unwrap_or_default();
+        let updated = number(status, "updatedReplicas");
         Self {
             wanted,
             ready: number(status, "readyReplicas"),
-            updated: seen && number(status, "updatedReplicas") >= wanted,
+            updated: seen && updated >= wanted && number(status, "replicas") <= updated,
         }
     }
 
@@ -407,6 +408,18 @@ mod tests {
             said("PostgresReady"),
             ("True", format!("2 of 2 pods are ready; {words}").as_str())
         );
+    }
+
+    #[test]
+    fn a_new_pod_beside_an_old_one_is_not_the_end_of_a_rollout() {
+        let now = Time(k8s_openapi::jiff::Timestamp::UNIX_EPOCH);
+        for (replicas, phase) in [(3, Phase::Progressing), (2, Phase::Ready)] {
+            let mut observed = observed(2);
+            let api = observed.objects.get_mut(&(Kind::Deployment, "gym-api".to_owned())).unwrap();
+            Arc::make_mut(api).data["status"]["replicas"] = replicas.into();
+            let status = status(&deployment(), &observed, &Outcome::Applied, None, &now);
+            assert_eq!(status.phase, Some(phase));
+        }
     }
 
     #[test]

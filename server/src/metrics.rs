@@ -135,6 +135,8 @@ metrics! {
     /// Calls to Milvus by result (ok, failed, unavailable, refused while it is left alone).
     milvus_requests: IntCounterVec = |help| IntCounterVec::new(
         Opts::new("sextant_milvus_requests_total", help), &["result"]);
+    /// Reads of Milvus made once more while the first one had no answer.
+    milvus_hedges: IntCounter = |help| IntCounter::new("sextant_milvus_hedges_total", help);
     /// Answers of Milvus that lacked documents it was known to have.
     milvus_short_answers: Counter = |help| Counter::new(
         "sextant_milvus_short_answers_total", help);

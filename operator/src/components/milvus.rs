@@ -386,6 +386,11 @@ fn workload(deployment: &Deployment, role: Role, image: String, hash: String) ->
     let milvus = &deployment.spec.milvus;
     let mut variables = variables(deployment);
     variables.push(env("DEPLOY_MODE", "DISTRIBUTED"));
+    if role == PROXY {
+        // It goes to another copy only when it has given up a query node: after half a second then,
+        // instead of ten attempts with longer and longer pauses.
+        variables.push(env("GRPC_CLIENT_MAXMAXATTEMPTS", "3"));
+    }
     let container = Container {
         resources: Some(spec_of(deployment, role).resources.or(&role.requests)),
         volume_mounts: Some(vec![

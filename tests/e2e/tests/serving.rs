@@ -78,12 +78,9 @@ async fn no_search_fails_while_an_autoscaler_goes_from_one_server_to_five_and_ba
     stack.patch(&json!({"api": {"resources": resources, "autoscaling": autoscaling}})).await;
     stack.whole(Duration::from_mins(3)).await;
     let load = stack.load();
-    let rate = async |searches_per_second| {
-        load.start(Rates { searches_per_second, writes_per_second: 2.0 }).await;
-    };
     let mut reports = Vec::new();
-    for (searches_per_second, servers) in [(60.0, 5), (1.0, 1)] {
-        rate(searches_per_second).await;
+    for (searches_per_second, writes_per_second, servers) in [(60.0, 2.0, 5), (1.0, 0.2, 1)] {
+        load.start(Rates { searches_per_second, writes_per_second }).await;
         let begin = Instant::now();
         until_servers(&stack, servers).await;
         let seconds = begin.elapsed().as_secs_f64();

@@ -54,6 +54,16 @@ pub struct Limits {
     pub batching: Batching,
 }
 
+impl Limits {
+    /// The line of a text that came at `since`, and what it is ordered by.
+    fn place(&self, urgency: Urgency, since: Instant) -> (Class, Instant) {
+        match self.batching {
+            Batching::Deadline => (urgency.class, urgency.deadline),
+            Batching::Fifo => (Class::Interactive, since),
+        }
+    }
+}
+
 /// Why a call was not admitted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Refusal {
@@ -110,7 +120,7 @@ struct Entry<W> {
     place: Option<(Class, Instant)>,
 }
 
-/// The waiting texts of a class with their tokens, by deadline, then by arrival.
+/// The waiting texts of a class with their tokens, by [`Limits::place`], then by arrival.
 #[derive(Default)]
 struct Line {
     order: BTreeMap<(Instant, u64), usize>,
@@ -232,7 +242,8 @@ impl<W: Waiter> Queue<W> {
             Err(Refusal::Overloaded { retry_after })
         };
         let per_second = self.speed.tokens_per_second() * self.limits.workers as f64;
-        let (line, texts_waiting, tokens_waiting, quarters) = match urgency.class {
+        let (class, _) = self.limits.place(urgency, now);
+        let (line, texts_waiting, tokens_waiting, quarters) = match class {
             Class::Interactive => (&self.interactive, self.texts(), self.tokens(), 4),
             Class::Bulk => (&self.bulk, self.bulk.order.len(), self.bulk.tokens, 3),
         };
@@ -260,7 +271,8 @@ impl<W: Waiter> Queue<W> {
     /// them, would miss its deadline; 0 when all are in time.
     fn lateness(&self, tokens: usize, urgency: Urgency, now: Instant, per_second: f64) -> f64 {
         let both = !self.interactive.order.is_empty() && !self.bulk.order.is_empty();
-        let (line, ahead, share) = match urgency.class {
+        let (class, place) = self.limits.place(urgency, now);
+        let (line, ahead, share) = match class {
             Class::Interactive if both => {
                 (&self.interactive, 0, (BULK_TURN - 1) as f64 / BULK_TURN as f64)
             }
@@ -273,16 +285,13 @@ impl<W: Waiter> Queue<W> {
             (tokens as f64 / (per_second * share) + last) * CAUTION
         };
         let left = |deadline: Instant| deadline.saturating_duration_since(now).as_secs_f64();
-        let mine = (urgency.deadline, self.next);
+        let mine = (place, self.next);
         // Counted from the end: calls mostly come in the order of their deadlines.
         let behind = line.order.range(mine..).map(|(_, tokens)| tokens).sum::<usize>();
         let mut before = self.running_tokens + self.reserved.tokens + ahead + line.tokens - behind;
-        if self.limits.batching == Batching::Fifo {
-            before += behind;
-        }
         let late = finish(before + tokens) - left(urgency.deadline);
-        if late > 0.0 || self.limits.batching == Batching::Fifo {
-            return late.max(0.0);
+        if late > 0.0 {
+            return late;
         }
         for (&(deadline, _), others) in line.order.range(mine..) {
             before += others;
@@ -306,10 +315,7 @@ impl<W: Waiter> Queue<W> {
         let id = self.next;
         self.next += 1;
         self.by_ids.insert(Arc::clone(&ids), id);
-        let place = match self.limits.batching {
-            Batching::Deadline => (urgency.class, urgency.deadline),
-            Batching::Fifo => (Class::Interactive, now),
-        };
+        let place = self.limits.place(urgency, now);
         self.line(place.0).insert((place.1, id), ids.len());
         let waiters = vec![(waiter, urgency)];
         self.entries.insert(id, Entry { ids, waiters, since: now, place: Some(place) });
@@ -360,8 +366,7 @@ impl<W: Waiter> Queue<W> {
                 continue;
             }
             let fits = tokens + length <= budget
-                && (latest_end.is_none_or(|latest| end <= latest)
-                    || self.limits.batching == Batching::Fifo)
+                && latest_end.is_none_or(|latest| end <= latest)
                 && (lengths.contains(&length) || lengths.len() < self.limits.batch_lengths);
             if !chosen.is_empty() && !fits {
                 if self.limits.batching == Batching::Fifo {
@@ -370,7 +375,9 @@ impl<W: Waiter> Queue<W> {
                 passed += 1;
                 continue;
             }
-            latest_end.get_or_insert(key.0);
+            if self.limits.batching == Batching::Deadline {
+                latest_end.get_or_insert(key.0);
+            }
             if !lengths.contains(&length) {
                 lengths.push(length);
             }
@@ -414,21 +421,21 @@ impl<W: Waiter> Queue<W> {
 
     /// Stands a waiting text where its most urgent waiters want it. True when that is elsewhere.
     fn place(&mut self, id: u64) -> bool {
-        if self.limits.batching == Batching::Fifo {
-            return false;
-        }
         let Some(entry) = self.entries.get_mut(&id) else { return false };
         let Some(old) = entry.place else { return false };
         let interactive = entry.waiters.iter().any(|(_, u)| u.class == Class::Interactive);
         let class = if interactive { Class::Interactive } else { Class::Bulk };
-        let deadline = entry.waiters.iter().map(|(_, u)| u.deadline).min().unwrap_or(old.1);
+        let Some(deadline) = entry.waiters.iter().map(|(_, u)| u.deadline).min() else {
+            return false;
+        };
         let tokens = entry.ids.len();
-        entry.place = Some((class, deadline));
-        if old == (class, deadline) {
+        let new = self.limits.place(Urgency { class, deadline }, entry.since);
+        entry.place = Some(new);
+        if old == new {
             return false;
         }
         self.line(old.0).remove((old.1, id));
-        self.line(class).insert((deadline, id), tokens);
+        self.line(new.0).insert((new.1, id), tokens);
         true
     }
 

@@ -7,6 +7,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use futures::StreamExt;
+use futures::stream::FuturesUnordered;
 use milvus::v2::error::Error;
 use milvus::v2::prelude::{
     ClientV2, ConnectConfig, HasCollectionRequest, LoadCollectionRequest, RetryConfig,
@@ -14,8 +16,8 @@ use milvus::v2::prelude::{
 };
 use milvus::v2::request::utility::GetServerVersionRequest;
 use rand::Rng;
-use tokio::sync::OnceCell;
-use tokio::time::timeout;
+use tokio::sync::{OnceCell, Semaphore};
+use tokio::time::{sleep, timeout};
 
 use super::MilvusOptions;
 use crate::breaker::{Breaker, BreakerOptions};
@@ -27,6 +29,13 @@ const FAILURES: u32 = 5;
 const PAUSE: Duration = Duration::from_secs(1);
 /// Every call may be made twice: on another server where there is one, else on a new connection.
 const ATTEMPTS: usize = 2;
+/// Of the time for a call: how long a read waits before it is made once more beside itself. A proxy
+/// that waits for a query node which was lost sends the next one to another.
+const HEDGE_AFTER: f64 = 0.2;
+/// Of one read.
+const HEDGES: usize = 2;
+/// Of all reads at a time, so that a Milvus that is only slow does not get twice the work.
+const ALL_HEDGES: usize = 16;
 /// As in `tonic::Code`: the server's answer would be the same again.
 const INVALID_ARGUMENT: i32 = 3;
 const NOT_FOUND: i32 = 5;
@@ -75,6 +84,7 @@ pub struct Servers<C = ClientV2> {
     all: Vec<Server<C>>,
     /// The server that answered last.
     preferred: AtomicUsize,
+    hedges: Semaphore,
     options: MilvusOptions,
     metrics: Arc<Metrics>,
 }
@@ -96,6 +106,7 @@ impl<C: Client> Servers<C> {
         Self {
             all: servers.collect(),
             preferred: AtomicUsize::new(0),
+            hedges: Semaphore::new(ALL_HEDGES),
             options: options.clone(),
             metrics,
         }
@@ -109,24 +120,42 @@ impl<C: Client> Servers<C> {
     pub async fn call<T, F>(
         &self,
         action: &'static str,
-        mut work: impl FnMut(C) -> F,
+        work: impl Fn(C) -> F,
     ) -> Result<T, IndexError>
     where
         F: Future<Output = Result<T, C::Error>>,
     {
-        let deadline = Instant::now() + self.options.timeout;
+        self.call_until(Instant::now() + self.options.timeout, 0, action, &work).await
+    }
+
+    /// Makes a call while so many others of the same work are on their way: on another server where
+    /// there is one.
+    async fn call_until<T, F>(
+        &self,
+        deadline: Instant,
+        others: usize,
+        action: &'static str,
+        work: &impl Fn(C) -> F,
+    ) -> Result<T, IndexError>
+    where
+        F: Future<Output = Result<T, C::Error>>,
+    {
         let mut outcome = None;
         for attempt in 0..ATTEMPTS {
-            let Some((place, server)) = self.admitted() else { break };
+            let left = deadline.saturating_duration_since(Instant::now());
+            if attempt > 0 && left.is_zero() {
+                break;
+            }
+            let Some((place, server)) = self.admitted(others) else { break };
             // Time for another server, when this one does not answer at all.
-            let share = if attempt == 0 && self.all.len() > 1 { 2 } else { 1 };
-            let limit = deadline.saturating_duration_since(Instant::now()) / share;
+            let limit = if attempt == 0 && self.all.len() > 1 { left / 2 } else { left };
             // The library's futures are large: in a box they need no more than a pointer here.
             let answer = Box::pin(async { work(server.client(&self.options).await?).await });
             let answer = timeout(limit, answer).await;
             let error = match answer {
                 Ok(Ok(answer)) => {
                     server.breaker.succeeded();
+                    self.preferred.store(place, Ordering::Relaxed);
                     self.count("ok");
                     return Ok(answer);
                 }
@@ -149,23 +178,57 @@ impl<C: Client> Servers<C> {
         }))
     }
 
-    /// Makes a call that reads from a collection. One that is not loaded, as after a restart of
-    /// some servers, is loaded first.
+    /// Makes a call that reads from a collection, some times over while there is no answer: the
+    /// first one counts. A collection that is not loaded, as after a restart of some servers, is
+    /// loaded first.
     pub async fn read<T, F>(
         &self,
         action: &'static str,
         collection: &str,
-        mut work: impl FnMut(C) -> F,
+        work: impl Fn(C) -> F,
     ) -> Result<T, IndexError>
     where
         F: Future<Output = Result<T, C::Error>>,
     {
-        match self.call(action, &mut work).await {
+        match self.hedged(action, &work).await {
             Err(error) if client_error(&error).is_some_and(C::is_not_loaded) => {
                 self.load(collection).await?;
-                self.call(action, work).await
+                self.hedged(action, &work).await
             }
             answer => answer,
+        }
+    }
+
+    /// # Source
+    /// Dean and Barroso 2013, "The Tail at Scale", section "Within-Request Short-Term Adaptations":
+    /// hedged requests.
+    async fn hedged<T, F>(
+        &self,
+        action: &'static str,
+        work: &impl Fn(C) -> F,
+    ) -> Result<T, IndexError>
+    where
+        F: Future<Output = Result<T, C::Error>>,
+    {
+        let deadline = Instant::now() + self.options.timeout;
+        let pause = self.options.timeout.mul_f64(HEDGE_AFTER);
+        let call = |others| self.call_until(deadline, others, action, work);
+        let mut calls = FuturesUnordered::from_iter([call(0)]);
+        let mut permits = Vec::new();
+        loop {
+            tokio::select! {
+                Some(answer) = calls.next() => match answer {
+                    Err(IndexError::Unavailable { .. }) if !calls.is_empty() => {}
+                    answer => return answer,
+                },
+                () = sleep(pause), if permits.len() < HEDGES => {
+                    if let Ok(permit) = self.hedges.try_acquire() {
+                        permits.push(permit);
+                        self.metrics.milvus_hedges.inc();
+                        calls.push(call(permits.len()));
+                    }
+                }
+            }
         }
     }
 
@@ -196,8 +259,8 @@ impl<C: Client> Servers<C> {
         }
     }
 
-    fn admitted(&self) -> Option<(usize, &Server<C>)> {
-        let (first, now) = (self.preferred.load(Ordering::Relaxed), Instant::now());
+    fn admitted(&self, skip: usize) -> Option<(usize, &Server<C>)> {
+        let (first, now) = (self.preferred.load(Ordering::Relaxed) + skip, Instant::now());
         (0..self.all.len())
             .map(|i| (first + i) % self.all.len())
             .map(|place| (place, &self.all[place]))
@@ -356,16 +419,4 @@ pub fn is_too_large_status(code: i32) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_server_without_full_text_is_told_by_its_version() {
-        for version in ["v2.3.5-lite", "2.4.15", "v2.2.0-rc.1", "1.0"] {
-            assert!(too_old(version).is_some_and(|reason| reason.contains("`milvus.client`")));
-        }
-        for version in ["v2.5.0-beta", "2.6.1", "3.2.2", "v3.0.2-lite", "", "unknown", "v2"] {
-            assert_eq!(too_old(version), None, "{version}");
-        }
-    }
-}
+mod tests;
