@@ -663,12 +663,13 @@ mod tests {
     }
 
     #[test]
-    fn the_precision_is_one_of_two_and_another_is_refused_with_both_names() {
+    fn the_precision_is_one_of_three_and_another_is_refused_with_their_names() {
         let load = |value: &str| load("", &[("SEXTANT_EMBEDDER__PRECISION", value)]);
         assert_eq!(load("bf16").unwrap().embedder.precision, Precision::Bf16);
         assert_eq!(load("fp32").unwrap().embedder.precision, Precision::Fp32);
+        assert_eq!(load("int8").unwrap().embedder.precision, Precision::Int8);
         let message = load("fp16").unwrap_err();
-        for part in ["`embedder.precision`", "fp16", "fp32", "bf16"] {
+        for part in ["`embedder.precision`", "fp16", "fp32", "bf16", "int8"] {
             assert!(message.contains(part), "{message}");
         }
     }

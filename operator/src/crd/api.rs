@@ -178,8 +178,9 @@ pub struct EmbedderSpec {
     /// Puts dedicated embedders on GPU nodes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub gpu: Option<Gpu>,
-    /// Numbers that the model computes with: fp32; bf16 needs a GPU, or CPUs with AVX512-BF16, without
-    /// which the servers do not start. It cannot change. Default: fp32.
+    /// Numbers that the model computes with: fp32; bf16, which needs a GPU, or CPUs with AVX512-BF16;
+    /// int8, which needs CPUs with AVX512-VNNI or AVX-VNNI. Without them the servers do not start. It
+    /// cannot change. Default: fp32.
     #[serde(default, skip_serializing_if = "is_default")]
     pub precision: Precision,
     /// Largest batch given to the model, in tokens with padding. Default: what suits the device.
@@ -232,6 +233,7 @@ pub enum Precision {
     #[default]
     Fp32,
     Bf16,
+    Int8,
 }
 
 /// GPUs of each embedder.

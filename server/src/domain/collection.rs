@@ -214,8 +214,8 @@ pub struct EmbeddingVersion {
     pub model: String,
     /// Date of the newest of the model's files, as `YYYY-MM-DD`.
     pub date: String,
-    /// Hash of weights, tokenizer and configuration: 64 hex digits, after `bf16-` when the model
-    /// computes with bf16.
+    /// Hash of weights, tokenizer and configuration: 64 hex digits, after `bf16-` or `int8-` when the
+    /// model computes with that.
     pub hash: String,
     /// Length of a vector.
     pub dimension: usize,

@@ -9,6 +9,7 @@ use crate::support::{AROUND, Cluster, Load, Stack, figure, free_port, processes_
 const NAMESPACE: &str = "vectors";
 const MANIFESTS: &str = "tests/e2e/tests/milvus-cluster.yaml";
 const QUERY_NODES: &str = "pods -n vectors -l app.kubernetes.io/component=milvus-querynode";
+const SERVERS: &str = "pods -n vectors -l app.kubernetes.io/component=api";
 const RATES: Rates = Rates { searches_per_second: 10.0, writes_per_second: 5.0 };
 /// Without a failure, after which everything is taken to be well again.
 const WELL: Duration = Duration::from_secs(10);
@@ -25,12 +26,15 @@ async fn with_cluster(work: impl AsyncFnOnce(&Cluster)) {
     cluster.sh(&delete).await;
 }
 
+/// Until all is ready, and no server of an older configuration is about to end: that one would still
+/// make collections.
 async fn until_ready(cluster: &Cluster) {
     until("the cluster", Duration::from_mins(5), async || {
         let object = cluster.get(&format!("searchdeployment -n {NAMESPACE} sextant")).await;
         let status = &object["status"];
         let is_observed = object["metadata"]["generation"] == status["observedGeneration"];
-        let ready = is_observed && status["phase"] == "Ready";
+        let servers = cluster.get(SERVERS).await["items"].as_array().map(Vec::len);
+        let ready = is_observed && status["phase"] == "Ready" && servers == Some(1);
         if ready { Ok(()) } else { Err(status["conditions"].to_string()) }
     })
     .await;

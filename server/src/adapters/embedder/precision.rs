@@ -9,4 +9,6 @@ pub enum Precision {
     Fp32,
     /// Of 16 bits, with the range of fp32 and 8 bits of fraction.
     Bf16,
+    /// Of 8 bits in the linear layers, fp32 between them.
+    Int8,
 }

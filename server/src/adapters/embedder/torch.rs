@@ -25,6 +25,7 @@ use crate::metrics::Metrics;
 use crate::ports::{EmbedError, Embedder, Embedding, ModelInfo, Urgency};
 use batch::{Limits, Reserved};
 use files::ModelFiles;
+use linear::Linear;
 use model::Bert;
 use pool::{Forward, Pool, Rows, Share};
 use speed::Speed;
@@ -42,6 +43,9 @@ const SPECIAL_TOKENS: usize = 2;
 const BYTES_PER_TOKEN: usize = 4;
 /// How often a busy model looks how many CPUs it may use.
 const SHARE_PERIOD: Duration = Duration::from_secs(5);
+/// Texts of many kinds, one a line: they show the range of the numbers between the layers, by which
+/// those are put into eight bits.
+const CALIBRATION: &str = include_str!("torch/calibration.txt");
 /// Close to what one core does, until the warm-up has measured it.
 const GUESSED_TOKENS_PER_SECOND: f64 = 5_000.0;
 
@@ -102,6 +106,11 @@ pub enum LoadError {
     NoCuda { asked: usize, found: usize },
     #[error("this CPU has no bf16 (AVX512-BF16): use the precision fp32, or a GPU")]
     NoBf16,
+    #[error(
+        "int8 is for CPUs with AVX512-VNNI or AVX-VNNI, and this is none: use the precision fp32, \
+         or bf16 on a GPU"
+    )]
+    NoInt8,
     #[error("libtorch failed to load the model")]
     Torch(#[from] tch::TchError),
     #[error("the model failed to embed a first text: {0}")]
@@ -134,7 +143,15 @@ impl TorchEmbedder {
             let reason = "it has more tokens than the model".to_owned();
             return Err(LoadError::Unsupported { path: files.tokenizer_path, reason });
         }
-        let bert = Bert::new(&mut files.weights, files.shape.clone(), files.pooling, device)?;
+        let new_linear = match options.precision {
+            Precision::Int8 => Linear::plain,
+            Precision::Fp32 | Precision::Bf16 => Linear::new,
+        };
+        let (shape, pooling) = (files.shape.clone(), files.pooling);
+        let mut bert = Bert::new(&mut files.weights, shape, pooling, device, new_linear)?;
+        if options.precision == Precision::Int8 {
+            bert = bert.quantize(&calibration(&tokenizer)?)?;
+        }
         let version = EmbeddingVersion {
             model: options.model_name.clone(),
             date: files.date,
@@ -142,6 +159,10 @@ impl TorchEmbedder {
             hash: match options.precision {
                 Precision::Fp32 => files.hash,
                 Precision::Bf16 => format!("bf16-{}", files.hash),
+                Precision::Int8 => {
+                    let text = format!("{}{CALIBRATION}", files.hash);
+                    format!("int8-{}", blake3::hash(text.as_bytes()).to_hex())
+                }
             },
             dimension: bert.dimension(),
         };
@@ -304,7 +325,14 @@ fn kind(precision: Precision, device: tch::Device) -> Result<tch::Kind, LoadErro
         // It would be emulated, slower than fp32.
         (Precision::Bf16, tch::Device::Cpu) if !cpu_has_bf16() => Err(LoadError::NoBf16),
         (Precision::Bf16, _) => Ok(tch::Kind::BFloat16),
+        (Precision::Int8, tch::Device::Cpu) if cpu_has_int8() => Ok(tch::Kind::Float),
+        (Precision::Int8, _) => Err(LoadError::NoInt8),
     }
+}
+
+fn calibration(tokenizer: &TextTokenizer) -> Result<Vec<Arc<[u32]>>, LoadError> {
+    let tokens = |text| tokenizer.tokens(text).map_err(LoadError::WarmUp);
+    CALIBRATION.lines().map(|text| Ok(tokens(text)?.ids)).collect()
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -314,6 +342,17 @@ fn cpu_has_bf16() -> bool {
 
 #[cfg(not(target_arch = "x86_64"))]
 fn cpu_has_bf16() -> bool {
+    false
+}
+
+#[cfg(target_arch = "x86_64")]
+fn cpu_has_int8() -> bool {
+    std::arch::is_x86_feature_detected!("avx512vnni")
+        || std::arch::is_x86_feature_detected!("avxvnni")
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn cpu_has_int8() -> bool {
     false
 }
 

@@ -1,5 +1,6 @@
 //! Texts per second of the model in this process, beside other libraries on as many threads.
 
+mod clients;
 mod engine;
 
 use std::path::PathBuf;
@@ -9,10 +10,11 @@ use std::time::Instant;
 
 use clap::Args;
 use serde_json::{Value, json};
+use sextant_server::adapters::embedder::precision::Precision;
 
 use crate::report::{Bars, Table, median, quantile, title};
 use crate::{Failure, Options, texts};
-use engine::{Engine, OURS_FP32, PEERS};
+use engine::{Engine, OURS_BF16, OURS_FP32, OURS_INT8, PEERS};
 
 /// One token each for models with the vocabulary of BERT.
 const WORDS: [&str; 16] = [
@@ -42,8 +44,12 @@ struct Workload {
     text: Box<dyn Fn(u64) -> String>,
 }
 
+/// The `n`-th text of 40 to 160 words.
+fn passage(n: u64) -> String {
+    texts::text(n, 40 + (n % 121 * 37 % 121) as usize)
+}
+
 fn workloads() -> Vec<Workload> {
-    let passage = |n: u64| texts::text(n, 40 + (n * 37 % 121) as usize);
     let mut all = vec![
         Workload { name: "one query at a time".into(), batch: 1, text: Box::new(texts::query) },
         Workload {
@@ -98,6 +104,8 @@ pub async fn run(options: &Options, embed: &EmbedOptions) -> Result<(), Failure>
     speed(options, &mut engines, &mut figures).await?;
     likeness(&mut engines).await?;
     contention(options, &mut engines).await?;
+    drop(engines);
+    clients::compare(options, &engine::options(&options.device, threads, Precision::Fp32)?).await?;
     let file = embed.folder.join("embed.json");
     std::fs::write(&file, serde_json::to_string_pretty(&figures)?)?;
     println!("\nFigures: {}", file.display());
@@ -151,7 +159,7 @@ async fn speed(
             .map(|(name, all)| (name.clone(), json!(median(all))))
             .collect();
         for (ours, peer) in
-            [(OURS_FP32, "onnx-fp32"), ("sextant bf16", "onnx-int8"), (OURS_FP32, "onnx-int8")]
+            [(OURS_FP32, "onnx-fp32"), (OURS_BF16, "onnx-int8"), (OURS_INT8, "onnx-int8")]
         {
             let of = |name: &str| names.iter().position(|one| one == name);
             if let (Some(ours_at), Some(peer_at)) = (of(ours), of(peer)) {

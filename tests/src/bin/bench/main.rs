@@ -50,7 +50,7 @@ struct Options {
     /// Where the model runs: auto, cpu or cuda:N.
     #[arg(long, global = true, default_value = "auto")]
     device: String,
-    /// Numbers that the model computes with: fp32 or bf16.
+    /// Numbers that the model computes with: fp32, bf16 or int8.
     #[arg(long, global = true, default_value = "fp32")]
     precision: String,
     /// Threads that run the model; 0 for one per CPU.

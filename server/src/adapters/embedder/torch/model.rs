@@ -15,7 +15,7 @@ use tch::{Device, IndexOp, Kind, TchError, Tensor};
 
 use super::LoadError;
 use super::files::{Pooling, Shape, Weights};
-use super::linear::Linear;
+use super::linear::{Linear, Range as Extent, Scale};
 
 pub struct Bert {
     words: Tensor,
@@ -43,6 +43,14 @@ struct Norm {
     eps: f64,
 }
 
+/// What a layer makes, one step after the other.
+struct Steps {
+    attended: Tensor,
+    normed: Tensor,
+    inner: Tensor,
+    output: Tensor,
+}
+
 /// The rows of the texts of one length.
 struct Group {
     rows: Range<i64>,
@@ -51,11 +59,13 @@ struct Group {
 }
 
 impl Bert {
+    /// `new_linear` makes a layer of its weight and bias.
     pub fn new(
         weights: &mut Weights,
         shape: Shape,
         pooling: Pooling,
         device: Device,
+        new_linear: impl Fn(Tensor, Tensor) -> Linear,
     ) -> Result<Self, LoadError> {
         let _guard = tch::no_grad_guard();
         let (hidden, inner) = (shape.hidden, shape.intermediate);
@@ -73,11 +83,11 @@ impl Bert {
                 fused.push(Tensor::f_cat(&parts, 0)?.f_to_device(device)?);
             }
             let bias = fused.swap_remove(1);
-            let query_key_value = Linear::new(fused.swap_remove(0), bias);
+            let query_key_value = new_linear(fused.swap_remove(0), bias);
             let mut linear = |part: &str, to: i64, from: i64| -> Result<Linear, LoadError> {
                 let weight = weights.take(&name(&format!("{part}.weight")), &[to, from])?;
                 let bias = weights.take(&name(&format!("{part}.bias")), &[to])?;
-                Ok(Linear::new(weight.f_to_device(device)?, bias.f_to_device(device)?))
+                Ok(new_linear(weight.f_to_device(device)?, bias.f_to_device(device)?))
             };
             let attention_output = linear("attention.output.dense", hidden, hidden)?;
             let intermediate = linear("intermediate.dense", inner, hidden)?;
@@ -132,13 +142,9 @@ impl Bert {
             return Ok(Vec::new());
         }
         let groups = groups(texts);
-        let ids: Vec<i64> = texts.iter().flat_map(|ids| ids.iter().map(|&id| id.into())).collect();
-        let places: Vec<i64> = texts.iter().flat_map(|ids| 0..count(ids)).collect();
-        let words = self.words.f_index_select(0, &self.indices(&ids)?)?;
-        let positions = self.positions.f_index_select(0, &self.indices(&places)?)?;
-        let mut hidden = self.norm.forward(&words.f_add(&positions)?)?;
+        let mut hidden = self.look_up(texts)?;
         for layer in &self.layers {
-            hidden = layer.forward(&hidden, &groups, self.shape.heads)?;
+            hidden = layer.forward(&hidden, &groups, self.shape.heads)?.output;
         }
         let pooled = groups
             .iter()
@@ -153,8 +159,38 @@ impl Bert {
         Ok(numbers.chunks_exact(self.dimension()).map(Arc::from).collect())
     }
 
+    /// Puts plain linear layers into eight bits, for inputs in the range of those of `texts`.
+    pub fn quantize(self, texts: &[Arc<[u32]>]) -> Result<Self, TchError> {
+        let _guard = tch::no_grad_guard();
+        let mut extents = vec![[Extent::default(); 4]; self.layers.len()];
+        for text in texts.chunks(1) {
+            let groups = groups(text);
+            let mut hidden = self.look_up(text)?;
+            for (layer, extents) in self.layers.iter().zip(&mut extents) {
+                let steps = layer.forward(&hidden, &groups, self.shape.heads)?;
+                let inputs = [&hidden, &steps.attended, &steps.normed, &steps.inner];
+                for (extent, input) in extents.iter_mut().zip(inputs) {
+                    extent.widen(input)?;
+                }
+                hidden = steps.output;
+            }
+        }
+        let layers = self.layers.into_iter().zip(extents);
+        let layers = layers.map(|(layer, inputs)| layer.quantize(inputs));
+        Ok(Self { layers: layers.collect::<Result<_, _>>()?, ..self })
+    }
+
     pub fn dimension(&self) -> usize {
         self.shape.hidden as usize
+    }
+
+    /// What the first layer is given.
+    fn look_up(&self, texts: &[Arc<[u32]>]) -> Result<Tensor, TchError> {
+        let ids: Vec<i64> = texts.iter().flat_map(|ids| ids.iter().map(|&id| id.into())).collect();
+        let places: Vec<i64> = texts.iter().flat_map(|ids| 0..count(ids)).collect();
+        let words = self.words.f_index_select(0, &self.indices(&ids)?)?;
+        let positions = self.positions.f_index_select(0, &self.indices(&places)?)?;
+        self.norm.forward(&words.f_add(&positions)?)
     }
 
     fn indices(&self, values: &[i64]) -> Result<Tensor, TchError> {
@@ -174,7 +210,19 @@ impl Layer {
         }
     }
 
-    fn forward(&self, x: &Tensor, groups: &[Group], heads: i64) -> Result<Tensor, TchError> {
+    fn quantize(self, inputs: [Extent; 4]) -> Result<Self, TchError> {
+        let [x, attended, normed, inner] = inputs;
+        let inner = Scale::of(inner)?;
+        Ok(Self {
+            query_key_value: self.query_key_value.quantize(Scale::of(x)?, None)?,
+            attention_output: self.attention_output.quantize(Scale::of(attended)?, None)?,
+            intermediate: self.intermediate.quantize(Scale::of(normed)?, Some(inner.share()))?,
+            output: self.output.quantize(inner, None)?,
+            ..self
+        })
+    }
+
+    fn forward(&self, x: &Tensor, groups: &[Group], heads: i64) -> Result<Steps, TchError> {
         let projected = self.query_key_value.forward(x)?;
         let mut attended = groups
             .iter()
@@ -182,9 +230,11 @@ impl Layer {
             .collect::<Result<Vec<_>, _>>()?;
         let attended =
             if attended.len() == 1 { attended.remove(0) } else { Tensor::f_cat(&attended, 0)? };
-        let x = self.attention_norm.forward(&self.attention_output.forward_add(&attended, x)?)?;
-        let inner = self.intermediate.forward_gelu(&x)?;
-        self.output_norm.forward(&self.output.forward_add(&inner, &x)?)
+        let sum = self.attention_output.forward_add(&attended, x)?;
+        let normed = self.attention_norm.forward(&sum)?;
+        let inner = self.intermediate.forward_gelu(&normed)?;
+        let output = self.output_norm.forward(&self.output.forward_add(&inner, &normed)?)?;
+        Ok(Steps { attended, normed, inner, output })
     }
 }
 

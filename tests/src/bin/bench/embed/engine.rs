@@ -1,7 +1,7 @@
 //! What embeds: the server's own embedder in this process, or another library in a Python of its own.
 
 use std::io::{BufRead, BufReader, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -14,6 +14,10 @@ use sextant_server::ports::{Class, Embedder, Urgency};
 use crate::Failure;
 
 pub const OURS_FP32: &str = "sextant fp32";
+pub const OURS_BF16: &str = "sextant bf16";
+pub const OURS_INT8: &str = "sextant int8";
+const OURS: [(&str, Precision); 3] =
+    [(OURS_FP32, Precision::Fp32), (OURS_BF16, Precision::Bf16), (OURS_INT8, Precision::Int8)];
 /// The first one is the reference.
 pub const PEERS: [&str; 3] = ["sentence-transformers", "onnx-fp32", "onnx-int8"];
 const SCRIPT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/embed-peers/peers.py");
@@ -44,6 +48,26 @@ impl Drop for Peer {
     }
 }
 
+fn model_dir() -> Result<PathBuf, Failure> {
+    let folder = std::env::var_os("MODEL_DIR").ok_or("MODEL_DIR is not set: make bench-embed")?;
+    Ok(folder.into())
+}
+
+/// Those of our embedder.
+pub fn options(
+    device: &str,
+    threads: usize,
+    precision: Precision,
+) -> Result<TorchOptions, Failure> {
+    Ok(TorchOptions {
+        model_dir: model_dir()?,
+        device: device.parse()?,
+        precision,
+        workers: threads,
+        ..TorchOptions::default()
+    })
+}
+
 /// Ours in each precision that the device has, and the others.
 pub fn all(
     device: &str,
@@ -51,22 +75,16 @@ pub fn all(
     python: &Path,
     scratch: &Path,
 ) -> Result<Vec<Engine>, Failure> {
-    let model = std::env::var_os("MODEL_DIR").ok_or("MODEL_DIR is not set: make bench-embed")?;
     let mut engines = Vec::new();
-    for (name, precision) in [(OURS_FP32, Precision::Fp32), ("sextant bf16", Precision::Bf16)] {
-        let options = TorchOptions {
-            model_dir: (&model).into(),
-            device: device.parse()?,
-            precision,
-            workers: threads,
-            ..TorchOptions::default()
-        };
-        match TorchEmbedder::load(&options, Arc::default()) {
+    for (name, precision) in OURS {
+        match TorchEmbedder::load(&options(device, threads, precision)?, Arc::default()) {
             Ok(embedder) => {
                 let kind = Kind::Ours(Box::new(embedder));
                 engines.push(Engine { name: name.to_owned(), kind });
             }
-            Err(error @ LoadError::NoBf16) => println!("\n{name} is left out: {error}"),
+            Err(error @ (LoadError::NoBf16 | LoadError::NoInt8)) => {
+                println!("\n{name} is left out: {error}")
+            }
             Err(error) => return Err(error.into()),
         }
     }
@@ -74,7 +92,7 @@ pub fn all(
         let mut child = Command::new(python)
             .arg(SCRIPT)
             .arg(name)
-            .args([Path::new(&model), scratch])
+            .args([model_dir()?.as_path(), scratch])
             .arg(threads.to_string())
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())

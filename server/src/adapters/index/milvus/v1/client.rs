@@ -17,7 +17,8 @@ use crate::adapters::index::milvus::client::{
 use crate::adapters::index::milvus::{Consistency, MilvusOptions};
 
 /// What a server says of a part of it that is away for the moment.
-const UNAVAILABLE: [&str; 11] = [
+const UNAVAILABLE: [&str; 12] = [
+    "failed to connect",
     "not ready",
     "unavailable",
     "not available",
@@ -123,6 +124,10 @@ mod tests {
         for away in [
             error(ErrorCode::UnexpectedError, "service not ready[proxy=1]: state is Abnormal"),
             error(ErrorCode::UnexpectedError, "fail to search: channel not available[channel=c]"),
+            error(
+                ErrorCode::UnexpectedError,
+                "empty grpc client: failed to connect 10.0.0.1:21123",
+            ),
             error(ErrorCode::NotReadyServe, ""),
             error(ErrorCode::RateLimit, ""),
             Error::Io(io::ErrorKind::TimedOut.into()),

@@ -1,0 +1,141 @@
+//! Many clients at the same time, with the server's order of texts and in that of their arrival.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use futures::future::{join, join_all};
+use sextant_server::adapters::embedder::batching::Batching;
+use sextant_server::adapters::embedder::torch::{TorchEmbedder, TorchOptions};
+use sextant_server::ports::{Class, EmbedError, Embedder, Urgency};
+
+use super::BATCH;
+use crate::report::{Table, median, ms, quantile, title};
+use crate::{Failure, Options, texts};
+
+const CLIENTS: u64 = 64;
+/// For a query, as in a search.
+const DEADLINE: Duration = Duration::from_secs(1);
+/// For a batch of passages, as in an import.
+const PATIENCE: Duration = Duration::from_mins(2);
+/// Batches of passages that are under way at a time, as the chunks of an import.
+const IMPORTS: u64 = 3;
+
+#[derive(Default)]
+struct Round {
+    latencies: Vec<f64>,
+    queries: usize,
+    late: usize,
+    passages: usize,
+    seconds: f64,
+}
+
+pub async fn compare(options: &Options, of: &TorchOptions) -> Result<(), Failure> {
+    title("64 clients with a query each, at the same time");
+    let policies = [("deadline", Batching::Deadline), ("fifo", Batching::Fifo)];
+    let load =
+        |batching| TorchEmbedder::load(&TorchOptions { batching, ..of.clone() }, Arc::default());
+    let mut table = Table::new(&[
+        "batching",
+        "beside it",
+        "queries/s",
+        "p50 ms",
+        "p99 ms",
+        "too late or refused",
+        "passages/s",
+    ]);
+    let mut embedders = Vec::new();
+    for (name, batching) in policies {
+        embedders.push((name, load(batching)?));
+    }
+    let mut next = 1 << 32;
+    for imports in [0, IMPORTS] {
+        let mut rounds: Vec<Vec<Round>> = embedders.iter().map(|_| Vec::new()).collect();
+        for _ in 0..options.rounds {
+            for ((_, embedder), rounds) in embedders.iter().zip(&mut rounds) {
+                let length = Duration::from_secs_f64(options.seconds);
+                rounds.push(round(embedder, imports, length, next).await?);
+                next += 1 << 20;
+            }
+        }
+        for ((name, _), rounds) in embedders.iter().zip(&rounds) {
+            let middle =
+                |of: &dyn Fn(&Round) -> f64| median(&rounds.iter().map(of).collect::<Vec<_>>());
+            let lost = middle(&|it| it.late as f64 / (it.queries + it.late).max(1) as f64);
+            table.row(&[
+                name,
+                &if imports == 0 { "nothing" } else { "an import of passages" },
+                &format!("{:.0}", middle(&|it| it.queries as f64 / it.seconds)),
+                &ms(middle(&|it| quantile(&it.latencies, 0.5))),
+                &ms(middle(&|it| quantile(&it.latencies, 0.99))),
+                &format!("{:.1} %", 100.0 * lost),
+                &format!("{:.0}", middle(&|it| it.passages as f64 / it.seconds)),
+            ]);
+        }
+    }
+    table.print();
+    Ok(())
+}
+
+async fn round(
+    embedder: &TorchEmbedder,
+    imports: u64,
+    length: Duration,
+    first: u64,
+) -> Result<Round, Failure> {
+    let (begin, over) = (Instant::now(), AtomicBool::new(false));
+    let over = &over;
+    let client = |client: u64| async move {
+        let mut mine = Round::default();
+        let mut number = first + client;
+        while begin.elapsed() < length {
+            let asked = Instant::now();
+            let urgency = Urgency { class: Class::Interactive, deadline: asked + DEADLINE };
+            match embedder.embed(vec![texts::query(number).into()], urgency).await {
+                Ok(_) => {
+                    mine.queries += 1;
+                    mine.latencies.push(asked.elapsed().as_secs_f64() * 1e3);
+                }
+                Err(EmbedError::Overloaded { retry_after }) => {
+                    mine.late += 1;
+                    tokio::time::sleep(retry_after).await;
+                }
+                Err(EmbedError::DeadlineExceeded) => mine.late += 1,
+                Err(error) => return Err(Failure::from(error)),
+            }
+            number += CLIENTS;
+        }
+        Ok(mine)
+    };
+    let import = |import: u64| async move {
+        let mut passages = 0;
+        let mut number = first + (import << 16);
+        while !over.load(Ordering::Relaxed) {
+            let batch = (number..number + BATCH as u64).map(|n| super::passage(n).into()).collect();
+            let urgency = Urgency { class: Class::Bulk, deadline: Instant::now() + PATIENCE };
+            embedder.embed_patiently(batch, urgency).await?;
+            if !over.load(Ordering::Relaxed) {
+                passages += BATCH;
+            }
+            number += BATCH as u64;
+        }
+        Ok::<usize, Failure>(passages)
+    };
+    let clients = async {
+        let clients = join_all((0..CLIENTS).map(client)).await;
+        over.store(true, Ordering::Relaxed);
+        clients
+    };
+    let (clients, imports) = join(clients, join_all((0..imports).map(import))).await;
+    let mut all = Round { seconds: length.as_secs_f64(), ..Round::default() };
+    for one in clients {
+        let one = one?;
+        all.queries += one.queries;
+        all.late += one.late;
+        all.latencies.extend(one.latencies);
+    }
+    for passages in imports {
+        all.passages += passages?;
+    }
+    Ok(all)
+}
