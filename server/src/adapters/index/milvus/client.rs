@@ -32,6 +32,10 @@ const ATTEMPTS: usize = 2;
 /// Of the time for a call: how long a read waits before it is made once more beside itself. A proxy
 /// that waits for a query node which was lost sends the next one to another.
 const HEDGE_AFTER: f64 = 0.2;
+/// A proxy takes a moment to see that a query node is gone, and where else the data is.
+const RETRIES: u32 = 3;
+/// The first; each later one is twice as long.
+const RETRY_PAUSE: Duration = Duration::from_millis(100);
 /// Of one read.
 const HEDGES: usize = 2;
 /// Of all reads at a time, so that a Milvus that is only slow does not get twice the work.
@@ -71,6 +75,9 @@ pub trait Client: Clone + Send + Sync + 'static {
 
     /// Whether the same call may succeed in a moment.
     fn is_unavailable(error: &Self::Error) -> bool;
+
+    /// Whether it is what a server answered, and not that it did not.
+    fn is_answer(error: &Self::Error) -> bool;
 
     /// Whether a server that is there has not loaded the collection.
     fn is_not_loaded(error: &Self::Error) -> bool;
@@ -167,7 +174,12 @@ impl<C: Client> Servers<C> {
                 Ok(Err(error)) => IndexError::Unavailable { action, source: error.into() },
                 Err(_) => unavailable(action, format!("no answer within {limit:?}")),
             };
-            server.breaker.failed(Instant::now(), rand::random());
+            // One that says what it lacks is not left alone: a query node of many may be away.
+            if is_answer::<C>(&error) {
+                server.breaker.succeeded();
+            } else {
+                server.breaker.failed(Instant::now(), rand::random());
+            }
             self.preferred.store((place + 1) % self.all.len(), Ordering::Relaxed);
             self.count("unavailable");
             outcome = Some(error);
@@ -180,7 +192,7 @@ impl<C: Client> Servers<C> {
 
     /// Makes a call that reads from a collection, some times over while there is no answer: the
     /// first one counts. A collection that is not loaded, as after a restart of some servers, is
-    /// loaded first.
+    /// loaded first. A server that says that it cannot for the moment is asked again.
     pub async fn read<T, F>(
         &self,
         action: &'static str,
@@ -214,11 +226,16 @@ impl<C: Client> Servers<C> {
         let pause = self.options.timeout.mul_f64(HEDGE_AFTER);
         let call = |others| self.call_until(deadline, others, action, work);
         let mut calls = FuturesUnordered::from_iter([call(0)]);
-        let mut permits = Vec::new();
+        let (mut permits, mut retries) = (Vec::new(), 0);
         loop {
             tokio::select! {
                 Some(answer) = calls.next() => match answer {
                     Err(IndexError::Unavailable { .. }) if !calls.is_empty() => {}
+                    Err(error) if is_answer::<C>(&error) && retries < RETRIES => {
+                        sleep(jittered(RETRY_PAUSE * (1 << retries))).await;
+                        retries += 1;
+                        calls.push(call(0));
+                    }
                     answer => return answer,
                 },
                 () = sleep(pause), if permits.len() < HEDGES => {
@@ -288,6 +305,11 @@ fn client_error<E: std::error::Error + 'static>(error: &IndexError) -> Option<&E
     }
 }
 
+/// Whether it is that a server answered that it cannot for the moment.
+fn is_answer<C: Client>(error: &IndexError) -> bool {
+    matches!(error, IndexError::Unavailable { .. }) && client_error(error).is_some_and(C::is_answer)
+}
+
 impl Client for ClientV2 {
     type Error = Error;
 
@@ -334,6 +356,10 @@ impl Client for ClientV2 {
             },
             _ => false,
         }
+    }
+
+    fn is_answer(error: &Error) -> bool {
+        matches!(innermost(error), Error::Server(_))
     }
 
     fn is_not_loaded(error: &Error) -> bool {

@@ -28,6 +28,10 @@ impl Client for Fake {
         true
     }
 
+    fn is_answer(error: &io::Error) -> bool {
+        error.kind() == io::ErrorKind::Other
+    }
+
     fn is_not_loaded(_: &io::Error) -> bool {
         false
     }
@@ -89,6 +93,32 @@ async fn another_server_is_asked_beside_one_that_does_not_answer_and_is_preferre
     let servers = servers(&["a", "b"]);
     assert_eq!(read(&servers, 1).await.1, ["a", "b"]);
     assert_eq!(read(&servers, 0).await.1, ["b"]);
+}
+
+#[tokio::test]
+async fn a_server_that_says_that_it_cannot_for_the_moment_is_asked_again_and_never_left_alone() {
+    let servers = servers(&["a"]);
+    let asked = AtomicUsize::new(0);
+    let call = async |until: usize, kind| {
+        asked.store(0, Ordering::Relaxed);
+        let work = |_: Fake| {
+            let number = asked.fetch_add(1, Ordering::Relaxed) + 1;
+            async move { if number < until { Err(io::Error::from(kind)) } else { Ok(number) } }
+        };
+        servers.read("search", "exercises", work).await
+    };
+    assert_eq!(call(4, io::ErrorKind::Other).await.unwrap(), 4);
+    for _ in 0..2 * FAILURES {
+        let answer = call(usize::MAX, io::ErrorKind::Other).await;
+        assert!(matches!(answer, Err(IndexError::Unavailable { .. })));
+    }
+    assert_eq!(call(1, io::ErrorKind::Other).await.unwrap(), 1);
+    // One that cannot be reached is, after a while.
+    for _ in 0..FAILURES {
+        call(usize::MAX, io::ErrorKind::ConnectionRefused).await.unwrap_err();
+    }
+    assert!(call(1, io::ErrorKind::Other).await.is_err());
+    assert_eq!(asked.load(Ordering::Relaxed), 0);
 }
 
 #[tokio::test]

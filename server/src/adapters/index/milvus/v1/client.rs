@@ -90,6 +90,10 @@ impl Client for ClientV1 {
         }
     }
 
+    fn is_answer(error: &Error) -> bool {
+        matches!(error, Error::Server(..))
+    }
+
     fn is_not_loaded(error: &Error) -> bool {
         let Error::Server(_, reason) = error else { return false };
         NOT_LOADED.iter().any(|words| reason.contains(words))
