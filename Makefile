@@ -28,12 +28,14 @@ run-full: export DATA_DIR := $(value DATA_DIR)
 run-full: export SEXTANT_EMBEDDER__MODEL_DIR = $(MODEL_DIR)
 run-full: export SEXTANT_EMBEDDER__DEVICE = $(value DEVICE)
 
-images: export DEVICE := $(value DEVICE)
+run run-full images bench-embed: export DEVICE := $(value DEVICE)
 
 MAKEFLAGS += --no-print-directory
 # Under `make -j`, cargo would look for the jobserver that this names, which is not open to it.
 unexport MAKEFLAGS
-SETUP := @deploy/setup/setup.sh
+SETUP := deploy/setup/setup.sh
+# The libraries that a GPU needs, where one is asked for.
+CUDA := case "$$DEVICE" in cuda*) $(SETUP) cuda ;; esac
 SERVER := "$$CARGO_TARGET_DIR/release/sextant-server"
 OPERATOR := "$$CARGO_TARGET_DIR/release/sextant-operator"
 # For kubectl, and for the chart, which takes nothing from outside its folder.
@@ -51,25 +53,27 @@ help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' Makefile
 
 setup: ## Check the tools; fetch libtorch and the model, once
-	$(SETUP) tools libs
+	@$(SETUP) tools checkout libs
 
 build: setup ## Build the server and the operator
 	@cargo build $(CARGO_ARGS) -p sextant-server -p sextant-operator
 
 run: build ## Set up, build and serve http://127.0.0.1:PORT with the sample documents
+	@$(CUDA)
 	@exec $(SERVER) serve --seed exercises=deploy/samples/exercises.ndjson
 
 run-full: build ## The same with Redis, Postgres, Milvus, three servers and nginx
-	$(SETUP) services milvus
+	@$(CUDA)
+	@$(SETUP) services milvus
 	@cargo build $(CARGO_ARGS) -p sextant-stack --bin run-full
 	@exec "$$CARGO_TARGET_DIR/release/run-full" --seed exercises=deploy/samples/exercises.ndjson
 
 images: build ## Images of server, operator and Postgres, with docker or buildah; DEVICE=cuda
-	@[ "$$DEVICE" != cuda ] || $(SETUP) cuda
+	@$(CUDA)
 	@deploy/images/build.sh server operator postgres
 
 cluster-up: build ## A Kubernetes of two nodes on this machine, with the images in it; needs root
-	$(SETUP) kubernetes charts cluster milvus
+	@$(SETUP) kubernetes charts cluster milvus
 	@cargo build $(CARGO_ARGS) -p sextant-e2e
 	@tests/e2e/cluster.sh up
 	@tests/e2e/images.sh server operator postgres redis milvus load
@@ -81,7 +85,7 @@ e2e: ## Tests on a real Kubernetes: a new one of our own, or that of KUBECONFIG 
 	@tests/e2e/run.sh $(ARGS)
 
 test: build ## All tests; they need chromium, Redis, Postgres, nginx, HAProxy, Go, etcd
-	$(SETUP) browser services milvus milvus23 kubernetes charts
+	@$(SETUP) browser services milvus milvus23 kubernetes charts
 	@cargo test $(CARGO_ARGS) --workspace
 
 fmt: ## Format the code
@@ -94,7 +98,7 @@ lint: setup ## Clippy, warnings being errors
 	@cargo clippy $(CARGO_ARGS) --workspace --all-targets -- -D warnings
 
 deny: ## Licences, sources, doubled versions and known weaknesses of the dependencies
-	$(SETUP) cargo-deny
+	@$(SETUP) cargo-deny
 	@"$$CACHE/bin/cargo-deny" --locked check licenses bans sources
 	@if GIT_TERMINAL_PROMPT=0 timeout 20 git ls-remote https://github.com/RustSec/advisory-db HEAD >/dev/null 2>&1; \
 	then "$$CACHE/bin/cargo-deny" --locked check advisories; \
@@ -113,8 +117,8 @@ generated: build ## Are docs/openapi.json and crds/ what the programs say?
 bench: build ## Benchmarks: make bench ARGS='--help'
 	@cargo run $(CARGO_ARGS) -p sextant-tests --bin bench -- $(ARGS)
 
-bench-embed: setup ## The model beside sentence-transformers and ONNX Runtime
-	$(SETUP) embed-peers
+bench-embed: build ## The model beside sentence-transformers and ONNX Runtime
+	@$(SETUP) embed-peers
 	@cargo run $(CARGO_ARGS) -p sextant-tests --bin bench -- --device '$(value DEVICE)' --seconds 1 --rounds 7 $(ARGS) \
 		embed --python "$$CACHE/embed-peers/bin/python" --folder "$$CACHE/embed-bench"
 	@"$$CACHE/embed-peers/bin/python" tests/embed-peers/plot.py "$$CACHE/embed-bench/embed.json" "$$CACHE/embed-bench/embed.png"

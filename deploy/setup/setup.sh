@@ -3,6 +3,7 @@
 #
 #   tools        the programs of the machine: all that is missing is named, nothing is installed
 #   packages     tools and browser, installed with apt-get where missing (needs root)
+#   checkout     has cargo build this checkout anew when another one was built last in the same $CARGO_TARGET_DIR
 #   libs         libtorch and the model, in the cache folder
 #   cuda         the CUDA libraries that libtorch needs for a GPU, in the cache folder
 #   milvus       milvus-lite for the tests of the Milvus index, in the cache folder
@@ -238,6 +239,17 @@ tools() {
         missing+=("python3 with pip: $(hint 'python3 python3-pip' 'python3 python3-pip' python-pip)")
     fi
     [ ${#missing[@]} = 0 ] || die "Missing on this machine, each with the command that installs it:" "${missing[@]/#/  }"
+}
+
+# Cargo goes by the times of files, so that older ones than the last build pass for what was built, also
+# where that was another checkout.
+checkout() {
+    local mark=${CARGO_TARGET_DIR:-target}/checkout
+    if [ -e "$mark" ] && [ "$(<"$mark")" != "$PWD" ]; then
+        find . \( -name .git -o -name .data -o -name target \) -prune -o -type f -exec touch {} +
+    fi
+    mkdir -p "${mark%/*}"
+    printf '%s\n' "$PWD" >"$mark"
 }
 
 packages() {
@@ -552,7 +564,7 @@ cargo-deny() {
 
 for word; do
     case $word in
-    tools | packages | libs | cuda | milvus | milvus23 | browser | services | kubernetes | charts | cluster | cluster-stores | embed-peers | cargo-deny) "$word" ;;
-    *) die "usage: $0 tools|packages|libs|cuda|milvus|milvus23|browser|services|kubernetes|charts|cluster|cluster-stores|embed-peers|cargo-deny ..." ;;
+    tools | packages | checkout | libs | cuda | milvus | milvus23 | browser | services | kubernetes | charts | cluster | cluster-stores | embed-peers | cargo-deny) "$word" ;;
+    *) die "usage: $0 tools|packages|checkout|libs|cuda|milvus|milvus23|browser|services|kubernetes|charts|cluster|cluster-stores|embed-peers|cargo-deny ..." ;;
     esac
 done

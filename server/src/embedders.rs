@@ -42,6 +42,12 @@ impl Embedders {
             .ok_or_else(|| EmbedError::Failed(format!("this server does not run {}", model.model)))
     }
 
+    /// Returns, with the reason, when one of them will not embed again in this process.
+    pub async fn lost(&self) -> String {
+        let all = self.all().map(|embedder| embedder.lost());
+        futures::future::select_all(all).await.0
+    }
+
     /// The hashes of the models.
     pub fn hashes(&self) -> Vec<String> {
         self.all().map(|embedder| embedder.model().version.hash.clone()).collect()

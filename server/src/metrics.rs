@@ -135,6 +135,9 @@ metrics! {
     /// Calls to Milvus by result (ok, failed, unavailable, refused while it is left alone).
     milvus_requests: IntCounterVec = |help| IntCounterVec::new(
         Opts::new("sextant_milvus_requests_total", help), &["result"]);
+    /// Batches that were embedded in halves, since the device had no memory for them.
+    embed_batches_halved: IntCounter = |help| IntCounter::new(
+        "sextant_embed_batches_halved_total", help);
     /// Reads of Milvus made once more while the first one had no answer.
     milvus_hedges: IntCounter = |help| IntCounter::new("sextant_milvus_hedges_total", help);
     /// Answers of Milvus that lacked documents it was known to have.

@@ -72,6 +72,11 @@ pub trait Embedder: Send + Sync + 'static {
     /// Whether the embedder can embed now; the reason when it cannot.
     fn health(&self) -> Result<(), String>;
 
+    /// Returns, with the reason, when the embedder will not embed again in this process.
+    async fn lost(&self) -> String {
+        std::future::pending().await
+    }
+
     /// Brings the gauges that change with time up to date, for a scrape.
     fn refresh_metrics(&self) {}
 }

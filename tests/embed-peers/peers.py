@@ -1,9 +1,9 @@
 """Embeds texts with another library: what `make bench-embed` compares with.
 
-Usage: peers.py ENGINE MODEL SCRATCH THREADS
+Usage: peers.py ENGINE MODEL SCRATCH THREADS DEVICE
 
-ENGINE is sentence-transformers, onnx-fp32 or onnx-int8, MODEL the folder of the model, SCRATCH a folder in which
-exported models are kept. Each line of the standard input is {"batches": [[TEXT, …], …], "vectors": BOOL}: the batches
+ENGINE is sentence-transformers, sentence-transformers-fp16 (on a GPU), onnx-fp32 or onnx-int8 (on a CPU), MODEL the folder of
+the model, SCRATCH a folder in which exported models are kept, DEVICE cpu or cuda:N. Each line of the standard input is {"batches": [[TEXT, …], …], "vectors": BOOL}: the batches
 are embedded one after the other. The answer is a line {"seconds": …}, with "vectors" if they were asked for.
 """
 
@@ -22,22 +22,27 @@ import torch
 OPSET = 17
 
 
-def sentence_transformers(model, _scratch, threads):
-    from sentence_transformers import SentenceTransformer
+def sentence_transformers(half):
+    def start(model, _scratch, threads, device):
+        from sentence_transformers import SentenceTransformer
 
-    torch.set_num_threads(threads)
-    loaded = SentenceTransformer(model, device="cpu")
+        torch.set_num_threads(threads)
+        loaded = SentenceTransformer(model, device=device)
+        if half:
+            loaded.half()
 
-    def embed(texts):
-        return loaded.encode(
-            texts, batch_size=len(texts), normalize_embeddings=True, show_progress_bar=False
-        )
+        def embed(texts):
+            return loaded.encode(
+                texts, batch_size=len(texts), normalize_embeddings=True, show_progress_bar=False
+            )
 
-    return embed
+        return embed
+
+    return start
 
 
 def onnx(precision):
-    def start(model, scratch, threads):
+    def start(model, scratch, threads, _device):
         import onnxruntime
         from tokenizers import Tokenizer
 
@@ -105,16 +110,17 @@ def exported(model, scratch, precision):
 
 
 ENGINES = {
-    "sentence-transformers": sentence_transformers,
+    "sentence-transformers": sentence_transformers(half=False),
+    "sentence-transformers-fp16": sentence_transformers(half=True),
     "onnx-fp32": onnx("fp32"),
     "onnx-int8": onnx("int8"),
 }
 
 
-def main(engine, model, scratch, threads):
+def main(engine, model, scratch, threads, device):
     # What libraries print must not come between the answers.
     answers, sys.stdout = sys.stdout, sys.stderr
-    embed = ENGINES[engine](model, scratch, int(threads))
+    embed = ENGINES[engine](model, scratch, int(threads), device)
     with torch.inference_mode():
         for line in sys.stdin:
             asked = json.loads(line)

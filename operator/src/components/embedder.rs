@@ -41,7 +41,7 @@ pub fn model_config(deployment: &Deployment) -> Value {
     }
     if spec.gpu.is_some() {
         // Without its GPU it must not come up: it would be slow in silence.
-        config["device"] = "cuda:0".into();
+        config["device"] = "cuda".into();
     }
     if let Some(tokens) = spec.max_batch_tokens {
         config["max_batch_tokens"] = tokens.into();

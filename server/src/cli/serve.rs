@@ -18,7 +18,7 @@ use clap::Args;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 use tracing_subscriber::EnvFilter;
 
 use self::stores::Stores;
@@ -89,9 +89,17 @@ pub async fn serve(options: ServeOptions) -> Result<ExitCode, Failure> {
         started = start(&config, &state, &metrics, &seeds) => Some(started?),
         () = signals.next() => None,
     };
+    let mut code = ExitCode::SUCCESS;
     if let Some(parts) = started {
         println!("sextant-server is ready on http://{address}");
-        signals.next().await;
+        tokio::select! {
+            () = signals.next() => {}
+            // A GPU that has failed comes back to a new process only.
+            reason = parts.embedders.lost() => {
+                error!(reason, "no text can be embedded any more");
+                code = ExitCode::FAILURE;
+            }
+        }
         info!("stopping: finishing what is in flight");
         state.drain();
         tokio::select! {
@@ -108,7 +116,7 @@ pub async fn serve(options: ServeOptions) -> Result<ExitCode, Failure> {
         }
     }
     info!("stopped");
-    Ok(ExitCode::SUCCESS)
+    Ok(code)
 }
 
 /// Finds what a server would stumble over at its start, without starting it.
@@ -125,6 +133,7 @@ pub fn check(config: &Config) -> Result<(), Failure> {
 
 /// What must be closed at the end.
 struct Parts {
+    embedders: Embedders,
     store: Arc<dyn DocumentStore>,
     index: Arc<dyn SearchIndex>,
     popularity: Arc<Popularity>,
@@ -244,13 +253,13 @@ async fn start(
         search,
         ingest,
         popularity: Arc::clone(&popularity),
-        embedders,
+        embedders: embedders.clone(),
         shared: Shared {
             stores: config.documents.kind == DocumentsKind::Postgres,
             embedder: config.embedder.kind == EmbedderKind::Remote,
         },
     });
-    Ok(Parts { store, index, popularity, background, stop_workers, workers })
+    Ok(Parts { embedders, store, index, popularity, background, stop_workers, workers })
 }
 
 fn search(

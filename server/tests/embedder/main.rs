@@ -217,7 +217,7 @@ async fn of_less_precision(precision: Precision, prefix: &str, least: f64) {
 fn a_gpu_that_is_not_there_is_an_error_that_says_so() {
     let options = TorchOptions { device: Device::Cuda(99), ..options() };
     let error = TorchEmbedder::load(&options, Arc::default()).err().unwrap();
-    assert!(matches!(error, LoadError::NoCuda { asked: 99, .. }), "{error}");
+    assert!(matches!(error, LoadError::NoCuda { asked: Device::Cuda(99), .. }), "{error}");
 }
 
 #[test]

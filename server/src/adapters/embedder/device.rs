@@ -5,10 +5,12 @@ use std::str::FromStr;
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Device {
-    /// The first GPU that libtorch sees, else the CPU.
+    /// All GPUs that libtorch sees, else the CPU.
     #[default]
     Auto,
     Cpu,
+    /// All GPUs; that there is none is an error.
+    AllCuda,
     /// This GPU or none: its absence is an error.
     Cuda(usize),
 }
@@ -24,7 +26,7 @@ impl FromStr for Device {
         match text {
             "auto" => Ok(Self::Auto),
             "cpu" => Ok(Self::Cpu),
-            "cuda" => Ok(Self::Cuda(0)),
+            "cuda" => Ok(Self::AllCuda),
             _ => text
                 .strip_prefix("cuda:")
                 .filter(|digits| digits.bytes().all(|byte| byte.is_ascii_digit()))
@@ -40,6 +42,7 @@ impl fmt::Display for Device {
         match self {
             Self::Auto => out.write_str("auto"),
             Self::Cpu => out.write_str("cpu"),
+            Self::AllCuda => out.write_str("cuda"),
             Self::Cuda(index) => write!(out, "cuda:{index}"),
         }
     }
@@ -51,10 +54,10 @@ mod tests {
 
     #[test]
     fn a_device_is_read_as_it_is_written() {
-        for device in [Device::Auto, Device::Cpu, Device::Cuda(0), Device::Cuda(7)] {
+        for device in [Device::Auto, Device::Cpu, Device::AllCuda, Device::Cuda(0), Device::Cuda(7)]
+        {
             assert_eq!(device.to_string().parse(), Ok(device));
         }
-        assert_eq!("cuda".parse(), Ok(Device::Cuda(0)));
     }
 
     #[test]

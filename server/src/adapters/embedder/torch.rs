@@ -27,7 +27,7 @@ use batch::{Limits, Reserved};
 use files::ModelFiles;
 use linear::Linear;
 use model::Bert;
-use pool::{Forward, Pool, Rows, Share};
+use pool::{Fault, Forward, Pool, Rows, Share};
 use speed::Speed;
 use tokenizer::{TextTokenizer, Tokens};
 
@@ -61,8 +61,8 @@ pub struct TorchOptions {
     pub device: Device,
     pub precision: Precision,
     pub batching: Batching,
-    /// Threads that each embed a batch at a time; 0 for one per CPU of the process's share. A GPU
-    /// has one.
+    /// Threads that each embed a batch at a time, on a CPU in all, of GPUs on each; 0 for one per CPU
+    /// of the process's share, or per GPU.
     pub workers: usize,
     /// Largest batch in tokens; 0 for what suits the device. One text always fits.
     pub max_batch_tokens: usize,
@@ -102,8 +102,8 @@ pub enum LoadError {
     Parse { path: PathBuf, reason: String },
     #[error("{path:?} describes a model that is not supported: {reason}")]
     Unsupported { path: PathBuf, reason: String },
-    #[error("device cuda:{asked} is not there, libtorch sees {found}; use auto or cpu")]
-    NoCuda { asked: usize, found: usize },
+    #[error("device {asked} is not there, libtorch sees {found} GPUs; use auto or cpu")]
+    NoCuda { asked: Device, found: usize },
     #[error("this CPU has no bf16 (AVX512-BF16): use the precision fp32, or a GPU")]
     NoBf16,
     #[error(
@@ -131,7 +131,8 @@ pub struct TorchEmbedder {
 impl TorchEmbedder {
     /// Reads the model, warms it up and starts its threads. Takes about a second and blocks.
     pub fn load(options: &TorchOptions, metrics: Arc<Metrics>) -> Result<Self, LoadError> {
-        let device = device(options.device)?;
+        let devices = devices(options.device)?;
+        let device = devices[0];
         // Without this libtorch would start a team of threads here that then spins on every CPU.
         tch::set_num_threads(1);
         let kind = kind(options.precision, device)?;
@@ -175,7 +176,8 @@ impl TorchEmbedder {
         let (workers, batch_tokens, batch_lengths) = match device {
             tch::Device::Cpu if follows_share => (cpus, CPU_BATCH_TOKENS, usize::MAX),
             tch::Device::Cpu => (options.workers, CPU_BATCH_TOKENS, usize::MAX),
-            _ => (1, CUDA_BATCH_TOKENS, CUDA_BATCH_LENGTHS),
+            // Each GPU has a worker, or several, whose work on the CPU then overlaps.
+            _ => (options.workers.max(1) * devices.len(), CUDA_BATCH_TOKENS, CUDA_BATCH_LENGTHS),
         };
         let set = options.max_batch_tokens;
         let limits = Limits {
@@ -189,13 +191,19 @@ impl TorchEmbedder {
         let speed = warm_up(&bert, &limits, max_tokens)?;
         let share = follows_share.then(|| Share { every: SHARE_PERIOD, ask: Box::new(cpus_now) });
         let all = if follows_share { cpus_of_machine().max(workers) } else { workers };
-        let models = (0..all).map(|_| Worker { bert: bert.share(), guard: None }).collect();
+        let berts = devices.iter().map(|&device| bert.on(device)).collect::<Result<Vec<_>, _>>()?;
+        let worker = |number: usize| -> Result<Worker, LoadError> {
+            let bert = &berts[number % berts.len()];
+            Ok(Worker { bert: bert.on(bert.device())?, guard: None })
+        };
+        let models = (0..all).map(worker).collect::<Result<_, _>>()?;
         let pool =
             Pool::start(models, limits, speed, metrics, share).map_err(LoadError::StartThread)?;
-        let device = match device {
+        let names = devices.iter().map(|device| match device {
             tch::Device::Cuda(index) => format!("cuda:{index}"),
             _ => "cpu".to_owned(),
-        };
+        });
+        let device = names.collect::<Vec<_>>().join(",");
         Ok(Self {
             model: ModelInfo { version, max_tokens, device, prompts },
             tokenizer: Arc::new(tokenizer),
@@ -275,6 +283,10 @@ impl Embedder for TorchEmbedder {
         self.pool.health()
     }
 
+    async fn lost(&self) -> String {
+        self.pool.lost().await
+    }
+
     fn refresh_metrics(&self) {
         self.pool.refresh_gauges();
     }
@@ -292,8 +304,24 @@ impl Forward for Worker {
         self.guard = Some(tch::no_grad_guard());
     }
 
-    fn embed(&mut self, texts: &[Arc<[u32]>]) -> Result<Rows, String> {
-        self.bert.embed(texts).map_err(|error| error.to_string())
+    fn embed(&mut self, texts: &[Arc<[u32]>]) -> Result<Rows, Fault> {
+        self.bert.embed(texts).map_err(|error| fault(error.to_string()))
+    }
+}
+
+/// libtorch tells its errors in words only. Of CUDA's all but a lack of memory stay: every later call
+/// of the process fails, too.
+///
+/// # Source
+/// CUDA Runtime API, `cudaError_t`, on errors that leave a process in a state without a way back.
+fn fault(reason: String) -> Fault {
+    let says = |words: &str| reason.contains(words);
+    if says("out of memory") || says("CUBLAS_STATUS_ALLOC_FAILED") {
+        Fault::OutOfMemory(reason)
+    } else if says("CUDA error") || says("CUBLAS_STATUS") || says("CUDNN_STATUS") {
+        Fault::Lost(reason)
+    } else {
+        Fault::Failed(reason)
     }
 }
 
@@ -308,14 +336,17 @@ fn cpus_of_machine() -> usize {
         .map_or(0, |text| text.lines().filter(|line| line.starts_with("processor")).count())
 }
 
-fn device(asked: Device) -> Result<tch::Device, LoadError> {
+/// At least one.
+fn devices(asked: Device) -> Result<Vec<tch::Device>, LoadError> {
     let found = usize::try_from(tch::Cuda::device_count()).unwrap_or(0);
     match asked {
-        Device::Cpu => Ok(tch::Device::Cpu),
-        Device::Auto if found == 0 => Ok(tch::Device::Cpu),
-        Device::Auto => Ok(tch::Device::Cuda(0)),
-        Device::Cuda(asked) if asked < found => Ok(tch::Device::Cuda(asked)),
-        Device::Cuda(asked) => Err(LoadError::NoCuda { asked, found }),
+        Device::Cpu => Ok(vec![tch::Device::Cpu]),
+        Device::Auto if found == 0 => Ok(vec![tch::Device::Cpu]),
+        Device::Auto | Device::AllCuda if found > 0 => {
+            Ok((0..found).map(tch::Device::Cuda).collect())
+        }
+        Device::Cuda(asked) if asked < found => Ok(vec![tch::Device::Cuda(asked)]),
+        asked => Err(LoadError::NoCuda { asked, found }),
     }
 }
 
@@ -374,4 +405,30 @@ fn warm_up(bert: &Bert, limits: &Limits, max_tokens: usize) -> Result<Speed, Loa
         }
     }
     Ok(speed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lack_of_memory_passes_and_other_errors_of_cuda_do_not() {
+        let of = |reason: &str| fault(reason.to_owned());
+        for reason in [
+            "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 79 GiB",
+            "CUDA error: out of memory",
+            "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+        ] {
+            assert_eq!(of(reason), Fault::OutOfMemory(reason.to_owned()));
+        }
+        for reason in [
+            "CUDA error: an illegal memory access was encountered",
+            "CUDA error: device-side assert triggered",
+            "CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasSgemm(...)`",
+        ] {
+            assert_eq!(of(reason), Fault::Lost(reason.to_owned()));
+        }
+        let reason = "index out of range in self";
+        assert_eq!(of(reason), Fault::Failed(reason.to_owned()));
+    }
 }

@@ -14,7 +14,7 @@ use sextant_server::adapters::embedder::precision::Precision;
 
 use crate::report::{Bars, Table, median, quantile, title};
 use crate::{Failure, Options, texts};
-use engine::{Engine, OURS_BF16, OURS_FP32, OURS_INT8, PEERS};
+use engine::{Engine, OURS_BF16, OURS_FP32, OURS_INT8, REFERENCE};
 
 /// One token each for models with the vocabulary of BERT.
 const WORDS: [&str; 16] = [
@@ -24,6 +24,7 @@ const WORDS: [&str; 16] = [
 const LENGTHS: [usize; 4] = [8, 32, 128, 256];
 /// `[CLS]` and `[SEP]`.
 const SPECIAL_TOKENS: usize = 2;
+const OURS_ON_GPU: (&str, &str) = (OURS_BF16, "sentence-transformers-fp16");
 const BATCH: usize = 32;
 /// Queries one at a time under contention, for their latency.
 const LATENCIES: usize = 300;
@@ -105,7 +106,9 @@ pub async fn run(options: &Options, embed: &EmbedOptions) -> Result<(), Failure>
     likeness(&mut engines).await?;
     contention(options, &mut engines).await?;
     drop(engines);
-    clients::compare(options, &engine::options(&options.device, threads, Precision::Fp32)?).await?;
+    let ours = engine::options(&options.device, threads, Precision::Fp32)?;
+    clients::compare(options, &ours).await?;
+    clients::over_http(options, &ours).await?;
     let file = embed.folder.join("embed.json");
     std::fs::write(&file, serde_json::to_string_pretty(&figures)?)?;
     println!("\nFigures: {}", file.display());
@@ -158,9 +161,12 @@ async fn speed(
             .zip(&rates)
             .map(|(name, all)| (name.clone(), json!(median(all))))
             .collect();
-        for (ours, peer) in
-            [(OURS_FP32, "onnx-fp32"), (OURS_BF16, "onnx-int8"), (OURS_INT8, "onnx-int8")]
-        {
+        for (ours, peer) in [
+            (OURS_FP32, "onnx-fp32"),
+            (OURS_BF16, "onnx-int8"),
+            (OURS_INT8, "onnx-int8"),
+            OURS_ON_GPU,
+        ] {
             let of = |name: &str| names.iter().position(|one| one == name);
             if let (Some(ours_at), Some(peer_at)) = (of(ours), of(peer)) {
                 let each = rates[ours_at].iter().zip(&rates[peer_at]);
@@ -193,7 +199,8 @@ async fn likeness(engines: &mut [Engine]) -> Result<(), Failure> {
     for engine in &mut *engines {
         vectors.push((engine.name.clone(), engine.vectors(&texts).await?));
     }
-    let reference = vectors.iter().find(|(name, _)| name == PEERS[0]).map(|(_, rows)| rows.clone());
+    let reference =
+        vectors.iter().find(|(name, _)| name == REFERENCE).map(|(_, rows)| rows.clone());
     let reference = reference.ok_or("no reference")?;
     let mut table = Table::new(&["", "smallest of 32 texts"]);
     for (name, rows) in &vectors {

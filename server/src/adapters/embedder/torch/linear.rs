@@ -13,7 +13,7 @@ mod onednn;
 mod onednn;
 mod quantized;
 
-use tch::{Kind, TchError, Tensor};
+use tch::{Device, Kind, TchError, Tensor};
 
 use quantized::Quantized;
 pub use quantized::{Range, Scale};
@@ -39,7 +39,7 @@ enum Form {
 impl Linear {
     /// Takes a weight of shape `[out, in]` and a bias of shape `[out]`.
     pub fn new(weight: Tensor, bias: Tensor) -> Self {
-        if weight.device() == tch::Device::Cpu
+        if weight.device() == Device::Cpu
             && let Some(packed) = onednn::pack(&weight)
         {
             return Self { weight: packed, bias, form: Form::Packed };
@@ -79,14 +79,18 @@ impl Linear {
         Ok(Self { weight: onednn::pack_int8(&weight)?, bias: self.bias, form })
     }
 
-    /// The same layer for another thread: the weights are shared.
-    pub fn share(&self) -> Self {
+    /// The same layer for another thread or device: the weights are shared where they are there. Only
+    /// a plain layer can be on a GPU.
+    pub fn on(&self, device: Device) -> Result<Self, TchError> {
         let form = match &self.form {
-            Form::Plain => Form::Plain,
+            Form::Plain => {
+                let (weight, bias) = (&self.weight, &self.bias);
+                return Ok(Self::plain(weight.f_to_device(device)?, bias.f_to_device(device)?));
+            }
             Form::Packed => Form::Packed,
             Form::Quantized(quantized) => Form::Quantized(quantized.share()),
         };
-        Self { weight: self.weight.shallow_clone(), bias: self.bias.shallow_clone(), form }
+        Ok(Self { weight: self.weight.shallow_clone(), bias: self.bias.shallow_clone(), form })
     }
 
     pub fn forward(&self, x: &Tensor) -> Result<Tensor, TchError> {
@@ -158,7 +162,7 @@ mod tests {
                 (layer.forward(&x_kind), plain.forward(&x)),
                 (layer.forward_gelu(&x_kind), plain.forward_gelu(&x)),
                 (layer.forward_add(&x_kind, &residual_kind), plain.forward_add(&x, &residual)),
-                (layer.share().forward(&x_kind), plain.share().forward(&x)),
+                (layer.on(Device::Cpu).unwrap().forward(&x_kind), plain.forward(&x)),
             ] {
                 let ours = ours.unwrap();
                 assert_eq!(ours.kind(), kind);
@@ -186,12 +190,12 @@ mod tests {
         let exact = first.forward(&x).unwrap();
         let gelu = first.forward_gelu(&x).unwrap();
         let sum = first.forward_add(&x, &residual).unwrap();
-        let layer = first.share().quantize(scale(&x), None).unwrap();
+        let layer = first.on(Device::Cpu).unwrap().quantize(scale(&x), None).unwrap();
         // Of the 64 products of a sum each is off by half a step of 1/40 or so.
         for (ours, theirs) in [
             (layer.forward(&x), &exact),
             (layer.forward_add(&x, &residual), &sum),
-            (layer.share().forward(&x), &exact),
+            (layer.on(Device::Cpu).unwrap().forward(&x), &exact),
         ] {
             let difference = (ours.unwrap() - theirs).abs().max();
             assert!(f64::try_from(&difference).unwrap() < 1.0);

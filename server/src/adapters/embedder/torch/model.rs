@@ -118,17 +118,22 @@ impl Bert {
         })
     }
 
-    /// The same model for another thread: the weights are shared.
-    pub fn share(&self) -> Self {
-        Self {
-            words: self.words.shallow_clone(),
-            positions: self.positions.shallow_clone(),
-            norm: self.norm.share(),
-            layers: self.layers.iter().map(Layer::share).collect(),
+    /// The same model for another thread or device: the weights are shared where they are there.
+    pub fn on(&self, device: Device) -> Result<Self, TchError> {
+        let layers = self.layers.iter().map(|layer| layer.on(device));
+        Ok(Self {
+            words: self.words.f_to_device(device)?,
+            positions: self.positions.f_to_device(device)?,
+            norm: self.norm.on(device)?,
+            layers: layers.collect::<Result<_, _>>()?,
             shape: self.shape.clone(),
             pooling: self.pooling,
-            device: self.device,
-        }
+            device,
+        })
+    }
+
+    pub fn device(&self) -> Device {
+        self.device
     }
 
     /// Embeds token ids, row `i` of the result for `texts[i]`. Texts of equal length must stand
@@ -194,20 +199,30 @@ impl Bert {
     }
 
     fn indices(&self, values: &[i64]) -> Result<Tensor, TchError> {
-        Tensor::f_from_slice(values)?.f_to_device(self.device)
+        let values = Tensor::f_from_slice(values)?;
+        match self.device {
+            // From pinned memory the copy does not wait for what the GPU is at.
+            Device::Cuda(_) => values.f_pin_memory(self.device)?.f_to_device_(
+                self.device,
+                Kind::Int64,
+                true,
+                false,
+            ),
+            _ => Ok(values),
+        }
     }
 }
 
 impl Layer {
-    fn share(&self) -> Self {
-        Self {
-            query_key_value: self.query_key_value.share(),
-            attention_output: self.attention_output.share(),
-            attention_norm: self.attention_norm.share(),
-            intermediate: self.intermediate.share(),
-            output: self.output.share(),
-            output_norm: self.output_norm.share(),
-        }
+    fn on(&self, device: Device) -> Result<Self, TchError> {
+        Ok(Self {
+            query_key_value: self.query_key_value.on(device)?,
+            attention_output: self.attention_output.on(device)?,
+            attention_norm: self.attention_norm.on(device)?,
+            intermediate: self.intermediate.on(device)?,
+            output: self.output.on(device)?,
+            output_norm: self.output_norm.on(device)?,
+        })
     }
 
     fn quantize(self, inputs: [Extent; 4]) -> Result<Self, TchError> {
@@ -252,8 +267,9 @@ impl Norm {
         Ok(Self { weight: take("weight")?, bias: take("bias")?, eps: shape.layer_norm_eps })
     }
 
-    fn share(&self) -> Self {
-        Self { weight: self.weight.shallow_clone(), bias: self.bias.shallow_clone(), eps: self.eps }
+    fn on(&self, device: Device) -> Result<Self, TchError> {
+        let (weight, bias) = (self.weight.f_to_device(device)?, self.bias.f_to_device(device)?);
+        Ok(Self { weight, bias, eps: self.eps })
     }
 
     fn forward(&self, x: &Tensor) -> Result<Tensor, TchError> {

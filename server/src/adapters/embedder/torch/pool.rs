@@ -6,7 +6,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 
 use super::batch::{Batch, Limits, Lost, Queue, Refusal, Reserved, Waiter};
 use super::speed::Speed;
@@ -19,7 +19,17 @@ pub trait Forward: Send + 'static {
     fn start(&mut self) {}
 
     /// One vector per text.
-    fn embed(&mut self, texts: &[Arc<[u32]>]) -> Result<Vec<Arc<[f32]>>, String>;
+    fn embed(&mut self, texts: &[Arc<[u32]>]) -> Result<Rows, Fault>;
+}
+
+/// Why a batch was not embedded.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Fault {
+    Failed(String),
+    /// The device has no memory for so many texts.
+    OutOfMemory(String),
+    /// The device will not embed anything more in this process.
+    Lost(String),
 }
 
 /// How many workers may run at a time, asked again and again: what a process may use of its machine
@@ -54,6 +64,8 @@ struct State {
     alive: usize,
     /// Why a worker was lost, the last one of them.
     reason: Option<String>,
+    /// Told when no worker is left.
+    all_lost: watch::Sender<bool>,
 }
 
 /// Room in the queue, given back when it is dropped.
@@ -97,7 +109,8 @@ impl Pool {
         let count = workers.len();
         let active = limits.workers;
         let queue = Queue::new(limits, speed);
-        let state = State { queue, closing: false, active, alive: count, reason: None };
+        let all_lost = watch::Sender::new(false);
+        let state = State { queue, closing: false, active, alive: count, reason: None, all_lost };
         let shared = Shared {
             state: Mutex::new(state),
             wake: Condvar::new(),
@@ -195,6 +208,15 @@ impl Pool {
         let lost = self.shared.workers - state.alive;
         let reason = state.reason.as_deref().unwrap_or("unknown reason");
         Err(format!("{lost} of {} embedding workers lost: {reason}", self.shared.workers))
+    }
+
+    /// Returns when all workers are lost, with the reason of the last one; never when the pool closes.
+    pub async fn lost(&self) -> String {
+        let mut all_lost = self.shared.lock().all_lost.subscribe();
+        if all_lost.wait_for(|lost| *lost).await.is_err() {
+            std::future::pending::<()>().await;
+        }
+        self.shared.lock().reason.clone().unwrap_or_default()
     }
 
     /// Sets the gauges of the queue to what they are now.
@@ -327,7 +349,8 @@ fn run<F: Forward>(shared: &Shared, index: usize, mut worker: F, share: Option<&
             asked = started;
             shared.allow((share.ask)());
         }
-        let outcome = catch_unwind(AssertUnwindSafe(|| worker.embed(&batch.texts)));
+        let embed = || embed_in_parts(&mut worker, &batch.texts, &shared.metrics);
+        let outcome = catch_unwind(AssertUnwindSafe(embed));
         let took = started.elapsed();
         let (reason, lost) = match outcome {
             Ok(Ok(rows)) if rows.len() == batch.texts.len() => {
@@ -344,7 +367,8 @@ fn run<F: Forward>(shared: &Shared, index: usize, mut worker: F, share: Option<&
             Ok(Ok(rows)) => {
                 (format!("it gave {} rows for {}", rows.len(), batch.texts.len()), false)
             }
-            Ok(Err(reason)) => (reason, false),
+            Ok(Err(Fault::Failed(reason) | Fault::OutOfMemory(reason))) => (reason, false),
+            Ok(Err(Fault::Lost(reason))) => (reason, true),
             Err(panic) => (message(&*panic), true),
         };
         let (texts, tokens) = (batch.texts.len(), batch.tokens);
@@ -361,6 +385,25 @@ fn run<F: Forward>(shared: &Shared, index: usize, mut worker: F, share: Option<&
         if lost {
             return;
         }
+    }
+}
+
+/// A batch that is too large for the device's memory is embedded in halves.
+fn embed_in_parts<F: Forward>(
+    worker: &mut F,
+    texts: &[Arc<[u32]>],
+    metrics: &Metrics,
+) -> Result<Rows, Fault> {
+    match worker.embed(texts) {
+        Err(Fault::OutOfMemory(reason)) if texts.len() > 1 => {
+            tracing::warn!(texts = texts.len(), reason, "a batch is embedded in halves");
+            metrics.embed_batches_halved.inc();
+            let (first, second) = texts.split_at(texts.len() / 2);
+            let mut rows = embed_in_parts(worker, first, metrics)?;
+            rows.extend(embed_in_parts(worker, second, metrics)?);
+            Ok(rows)
+        }
+        outcome => outcome,
     }
 }
 
@@ -386,6 +429,9 @@ impl Leaving<'_> {
         state.alive -= 1;
         state.reason = reason.or(state.reason.take());
         if state.alive == 0 {
+            if !state.closing {
+                state.all_lost.send_replace(true);
+            }
             for row in state.queue.drain() {
                 row.fail(&EmbedError::Stopped);
             }

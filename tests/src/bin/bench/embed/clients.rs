@@ -1,16 +1,21 @@
 //! Many clients at the same time, with the server's order of texts and in that of their arrival.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use futures::future::{join, join_all};
+use serde_json::json;
 use sextant_server::adapters::embedder::batching::Batching;
 use sextant_server::adapters::embedder::torch::{TorchEmbedder, TorchOptions};
 use sextant_server::ports::{Class, EmbedError, Embedder, Urgency};
 
 use super::BATCH;
-use crate::report::{Table, median, ms, quantile, title};
+use crate::http::post;
+use crate::load::{Until, closed_loop};
+use crate::report::{Bars, Table, median, ms, quantile, title};
+use crate::server::{self, Server};
 use crate::{Failure, Options, texts};
 
 const CLIENTS: u64 = 64;
@@ -74,6 +79,41 @@ pub async fn compare(options: &Options, of: &TorchOptions) -> Result<(), Failure
         }
     }
     table.print();
+    Ok(())
+}
+
+/// The same queries by `/v1/embeddings` of a server with the same model, and in this process.
+pub async fn over_http(options: &Options, of: &TorchOptions) -> Result<(), Failure> {
+    title("64 clients over HTTP, and in the process");
+    let workers = of.workers.to_string();
+    let settings = server::settings(options).set("embedder.workers", &workers);
+    let server = Server::started(settings).await?;
+    let embedder = TorchEmbedder::load(of, Arc::default())?;
+    let length = Duration::from_secs_f64(options.seconds);
+    let mut next = 1 << 40;
+    let (mut inside, mut outside, mut ratios) = (Vec::new(), Vec::new(), Vec::new());
+    for _ in 0..options.rounds {
+        let round = round(&embedder, 0, length, next).await?;
+        let request = |n: u64| {
+            let input = texts::query(next + (1 << 19) + n);
+            Cow::Owned(post("/v1/embeddings", &json!({"input": input})))
+        };
+        let until = Until::Elapsed(length);
+        let run =
+            closed_loop(server.address, CLIENTS as usize, until, &request, &mut |_, _| ()).await?;
+        inside.push(round.queries as f64 / round.seconds);
+        outside.push(run.good_per_second());
+        ratios.push(outside[outside.len() - 1] / inside[inside.len() - 1]);
+        next += 1 << 20;
+    }
+    let mut table = Table::new(&["in the process, queries/s", "over HTTP, queries/s"]);
+    let rate = |all: &[f64]| format!("{:.0}", median(all));
+    table.row(&[&rate(&inside), &rate(&outside)]);
+    table.print();
+    let mut bars = Bars::new();
+    bars.at_least("over HTTP / in the process", 0.9, median(&ratios));
+    bars.print();
+    server.stop().await;
     Ok(())
 }
 

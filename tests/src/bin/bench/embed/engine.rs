@@ -18,8 +18,10 @@ pub const OURS_BF16: &str = "sextant bf16";
 pub const OURS_INT8: &str = "sextant int8";
 const OURS: [(&str, Precision); 3] =
     [(OURS_FP32, Precision::Fp32), (OURS_BF16, Precision::Bf16), (OURS_INT8, Precision::Int8)];
-/// The first one is the reference.
-pub const PEERS: [&str; 3] = ["sentence-transformers", "onnx-fp32", "onnx-int8"];
+/// What all are compared with.
+pub const REFERENCE: &str = "sentence-transformers";
+const PEERS_ON_CPU: [&str; 3] = [REFERENCE, "onnx-fp32", "onnx-int8"];
+const PEERS_ON_GPU: [&str; 2] = [REFERENCE, "sentence-transformers-fp16"];
 const SCRIPT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/embed-peers/peers.py");
 /// Longest time for a batch.
 const PATIENCE: Duration = Duration::from_mins(5);
@@ -76,9 +78,11 @@ pub fn all(
     scratch: &Path,
 ) -> Result<Vec<Engine>, Failure> {
     let mut engines = Vec::new();
+    let mut used = "cpu".to_owned();
     for (name, precision) in OURS {
         match TorchEmbedder::load(&options(device, threads, precision)?, Arc::default()) {
             Ok(embedder) => {
+                used.clone_from(&embedder.model().device);
                 let kind = Kind::Ours(Box::new(embedder));
                 engines.push(Engine { name: name.to_owned(), kind });
             }
@@ -88,12 +92,15 @@ pub fn all(
             Err(error) => return Err(error.into()),
         }
     }
-    for name in PEERS {
+    // The others know of one GPU.
+    let used = used.split(',').next().unwrap_or_default();
+    let peers = if used == "cpu" { &PEERS_ON_CPU[..] } else { &PEERS_ON_GPU };
+    for &name in peers {
         let mut child = Command::new(python)
             .arg(SCRIPT)
             .arg(name)
             .args([model_dir()?.as_path(), scratch])
-            .arg(threads.to_string())
+            .args([&threads.to_string(), used])
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()?;

@@ -15,15 +15,19 @@ enum Order {
     Embed,
     Fail,
     Panic,
+    RunOut,
+    Lose,
 }
 
 impl Forward for Fake {
-    fn embed(&mut self, texts: &[Arc<[u32]>]) -> Result<Rows, String> {
+    fn embed(&mut self, texts: &[Arc<[u32]>]) -> Result<Rows, Fault> {
         self.seen.send(texts.to_vec()).ok();
         let order = self.orders.lock().unwrap().recv();
         match order.unwrap_or(Order::Embed) {
             Order::Embed => Ok(texts.iter().map(|ids| Arc::from([ids[0] as f32])).collect()),
-            Order::Fail => Err("no memory".to_owned()),
+            Order::Fail => Err(Fault::Failed("no memory".to_owned())),
+            Order::RunOut => Err(Fault::OutOfMemory("out of memory".to_owned())),
+            Order::Lose => Err(Fault::Lost("an illegal memory access".to_owned())),
             Order::Panic => panic!("out of bounds"),
         }
     }
@@ -235,4 +239,54 @@ async fn the_gauges_show_what_waits() {
     assert_eq!(bench.metrics.embed_queue_depth.get(), 0);
     assert!(bench.metrics.embed_queue_oldest_age.get() <= 0.0);
     assert_eq!(bench.metrics.embed_batch_size.get_sample_count(), 2);
+}
+
+#[tokio::test]
+async fn a_batch_that_the_device_has_no_memory_for_is_embedded_in_halves() {
+    let bench = Bench::new(1);
+    let answer = bench.submit(&[1, 2, 3, 4]);
+    for (order, texts) in [
+        (Order::RunOut, &[1, 2, 3, 4][..]),
+        (Order::Embed, &[1, 2]),
+        (Order::RunOut, &[3, 4]),
+        (Order::Embed, &[3]),
+        (Order::Embed, &[4]),
+    ] {
+        bench.order(order);
+        assert_eq!(bench.seen(), texts);
+    }
+    assert_eq!(numbers(answer.await.unwrap()), [1.0, 2.0, 3.0, 4.0]);
+    assert_eq!(bench.metrics.embed_batches_halved.get(), 2);
+    // One text cannot be halved; the next one may fit.
+    let answer = bench.submit(&[5]);
+    bench.order(Order::RunOut);
+    assert!(matches!(answer.await.unwrap(), Err(EmbedError::Failed(_))));
+    bench.order(Order::Embed);
+    assert_eq!(numbers(bench.submit(&[6]).await.unwrap()), [6.0]);
+    bench.pool.health().unwrap();
+}
+
+#[tokio::test]
+async fn a_device_that_is_lost_ends_its_worker_and_the_last_one_is_told_of() {
+    let bench = Bench::new(2);
+    let first = bench.submit(&[1]);
+    bench.seen();
+    bench.order(Order::Lose);
+    assert!(matches!(first.await.unwrap(), Err(EmbedError::Failed(_))));
+    let health = bench.pool.health().unwrap_err();
+    assert!(health.contains("1 of 2") && health.contains("illegal memory access"), "{health}");
+    let lost = bench.pool.lost();
+    tokio::pin!(lost);
+    assert!(futures::poll!(&mut lost).is_pending());
+    let second = bench.submit(&[2]);
+    bench.order(Order::Lose);
+    second.await.unwrap().unwrap_err();
+    assert!(lost.await.contains("illegal memory access"));
+}
+
+#[tokio::test]
+async fn a_pool_that_is_closed_is_not_lost() {
+    let bench = Bench::new(1);
+    assert!(bench.pool.close(Duration::from_secs(10)));
+    assert!(futures::poll!(std::pin::pin!(bench.pool.lost())).is_pending());
 }

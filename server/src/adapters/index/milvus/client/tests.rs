@@ -5,38 +5,46 @@ use crate::adapters::index::milvus::Consistency;
 
 const TIMEOUT: Duration = Duration::from_millis(500);
 
+#[derive(Clone, Copy, Debug, PartialEq, thiserror::Error)]
+enum Fault {
+    #[error("not for the moment")]
+    NotNow,
+    #[error("nobody is there")]
+    Unreachable,
+}
+
 /// A client that is connected to nothing; what it is asked is in the work.
 #[derive(Clone)]
 struct Fake(String);
 
 impl Client for Fake {
-    type Error = io::Error;
+    type Error = Fault;
 
-    async fn connect(endpoint: &str, _: &MilvusOptions) -> Result<Self, io::Error> {
+    async fn connect(endpoint: &str, _: &MilvusOptions) -> Result<Self, Fault> {
         Ok(Self(endpoint.to_owned()))
     }
 
-    async fn load(self, _: String, _: &MilvusOptions) -> Result<(), io::Error> {
+    async fn load(self, _: String, _: &MilvusOptions) -> Result<(), Fault> {
         Ok(())
     }
 
-    async fn health(self) -> Result<(), io::Error> {
+    async fn health(self) -> Result<(), Fault> {
         Ok(())
     }
 
-    fn is_unavailable(_: &io::Error) -> bool {
+    fn is_unavailable(_: &Fault) -> bool {
         true
     }
 
-    fn is_answer(error: &io::Error) -> bool {
-        error.kind() == io::ErrorKind::Other
+    fn is_answer(fault: &Fault) -> bool {
+        *fault == Fault::NotNow
     }
 
-    fn is_not_loaded(_: &io::Error) -> bool {
+    fn is_not_loaded(_: &Fault) -> bool {
         false
     }
 
-    fn is_too_large(_: &io::Error) -> bool {
+    fn is_too_large(_: &Fault) -> bool {
         false
     }
 }
@@ -99,25 +107,25 @@ async fn another_server_is_asked_beside_one_that_does_not_answer_and_is_preferre
 async fn a_server_that_says_that_it_cannot_for_the_moment_is_asked_again_and_never_left_alone() {
     let servers = servers(&["a"]);
     let asked = AtomicUsize::new(0);
-    let call = async |until: usize, kind| {
+    let call = async |until: usize, fault| {
         asked.store(0, Ordering::Relaxed);
         let work = |_: Fake| {
             let number = asked.fetch_add(1, Ordering::Relaxed) + 1;
-            async move { if number < until { Err(io::Error::from(kind)) } else { Ok(number) } }
+            async move { if number < until { Err(fault) } else { Ok(number) } }
         };
         servers.read("search", "exercises", work).await
     };
-    assert_eq!(call(4, io::ErrorKind::Other).await.unwrap(), 4);
+    assert_eq!(call(4, Fault::NotNow).await.unwrap(), 4);
     for _ in 0..2 * FAILURES {
-        let answer = call(usize::MAX, io::ErrorKind::Other).await;
+        let answer = call(usize::MAX, Fault::NotNow).await;
         assert!(matches!(answer, Err(IndexError::Unavailable { .. })));
     }
-    assert_eq!(call(1, io::ErrorKind::Other).await.unwrap(), 1);
+    assert_eq!(call(1, Fault::NotNow).await.unwrap(), 1);
     // One that cannot be reached is, after a while.
     for _ in 0..FAILURES {
-        call(usize::MAX, io::ErrorKind::ConnectionRefused).await.unwrap_err();
+        call(usize::MAX, Fault::Unreachable).await.unwrap_err();
     }
-    assert!(call(1, io::ErrorKind::Other).await.is_err());
+    assert!(call(1, Fault::NotNow).await.is_err());
     assert_eq!(asked.load(Ordering::Relaxed), 0);
 }
 

@@ -17,8 +17,9 @@ use crate::adapters::index::milvus::client::{
 use crate::adapters::index::milvus::{Consistency, MilvusOptions};
 
 /// What a server says of a part of it that is away for the moment.
-const UNAVAILABLE: [&str; 12] = [
+const UNAVAILABLE: [&str; 13] = [
     "failed to connect",
+    "node not match",
     "not ready",
     "unavailable",
     "not available",
@@ -132,6 +133,7 @@ mod tests {
                 ErrorCode::UnexpectedError,
                 "empty grpc client: failed to connect 10.0.0.1:21123",
             ),
+            error(ErrorCode::UnexpectedError, "node not match[expectedNodeID=7][actualNodeID=9]"),
             error(ErrorCode::NotReadyServe, ""),
             error(ErrorCode::RateLimit, ""),
             Error::Io(io::ErrorKind::TimedOut.into()),
