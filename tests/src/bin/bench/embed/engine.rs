@@ -87,7 +87,7 @@ pub fn all(
                 engines.push(Engine { name: name.to_owned(), kind });
             }
             Err(error @ (LoadError::NoBf16 | LoadError::NoInt8)) => {
-                println!("\n{name} is left out: {error}")
+                println!("\n{name} is left out: {error}");
             }
             Err(error) => return Err(error.into()),
         }
