@@ -7,11 +7,13 @@ use serde_json::{Value, json};
 use sextant_e2e::load::{Rates, Report};
 
 use super::{Cluster, NAME, repository, until};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 const POD: &str = "load";
 /// Searched all the time.
 const COLLECTION: &str = "exercises";
+/// Much more than a replica that is read from may be behind, which is a second.
+const BEHIND: Duration = Duration::from_secs(15);
 /// Of the sample queries, asked in turns.
 const QUERIES: usize = 20;
 
@@ -114,10 +116,18 @@ impl Load<'_> {
         serde_json::from_str(&self.ask("stop", "").await).unwrap()
     }
 
-    /// How many writes were acknowledged, and the numbers of those that are not there.
+    /// How many writes were acknowledged, and the numbers of those that are not there. Documents are
+    /// read from replicas, too, which may be behind for a while.
     pub async fn lost(&self) -> (u64, Vec<Value>) {
-        let answer: Value = serde_json::from_str(&self.ask("lost", "").await).unwrap();
-        (answer["acknowledged"].as_u64().unwrap(), answer["missing"].as_array().unwrap().clone())
+        let deadline = Instant::now() + BEHIND;
+        loop {
+            let answer: Value = serde_json::from_str(&self.ask("lost", "").await).unwrap();
+            let missing = answer["missing"].as_array().unwrap();
+            if missing.is_empty() || Instant::now() > deadline {
+                return (answer["acknowledged"].as_u64().unwrap(), missing.clone());
+            }
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
     }
 
     async fn ask(&self, path: &str, body: &str) -> String {
