@@ -21,12 +21,12 @@ canvas, places = plt.subplots(rows, columns, figsize=(4 * columns, 3 * rows), la
 for place in places.flat[len(workloads) :]:
     place.remove()
 for place, (name, rates) in zip(places.flat, workloads.items()):
-    engines = list(rates)
+    engines = sorted(rates, key=lambda engine: (not engine.startswith("sextant"), engine))
     colours = ["tab:blue" if engine.startswith("sextant") else "silver" for engine in engines]
     bars = place.barh(engines, [rates[engine] for engine in engines], color=colours)
     place.bar_label(bars, fmt="%.0f", padding=3)
     place.invert_yaxis()
-    place.margins(x=0.2)
+    place.margins(x=0.3)
     place.set_title(name, fontsize=10)
     place.set_xlabel("texts per second")
 canvas.suptitle(f"Embedding on {measured['threads']} threads")
