@@ -119,7 +119,7 @@ bench: build ## Benchmarks: make bench ARGS='--help'
 
 bench-embed: build ## The model beside sentence-transformers and ONNX Runtime
 	@$(SETUP) embed-peers
-	@cargo run $(CARGO_ARGS) -p sextant-tests --bin bench -- --device '$(value DEVICE)' \
+	@cargo run $(CARGO_ARGS) -p sextant-tests --bin bench -- --device "$$DEVICE" \
 		$(or $(ARGS),--seconds 1 --rounds 7) \
 		embed --python "$$CACHE/embed-peers/bin/python" --folder "$$CACHE/embed-bench"
 	@"$$CACHE/embed-peers/bin/python" tests/embed-peers/plot.py "$$CACHE/embed-bench/embed.json" "$$CACHE/embed-bench/embed.png"
