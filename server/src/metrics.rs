@@ -106,6 +106,9 @@ metrics! {
     /// Texts by outcome (embedded, joined, expired, abandoned, refused, failed).
     embed_texts: IntCounterVec = |help| IntCounterVec::new(
         Opts::new("sextant_embed_texts_total", help), &["outcome"]);
+    /// Batches that were embedded in halves, since the device had no memory for them.
+    embed_batches_halved: IntCounter = |help| IntCounter::new(
+        "sextant_embed_batches_halved_total", help);
     /// Texts that wait for the model.
     embed_queue_depth: IntGauge = |help| IntGauge::new("sextant_embed_queue_depth", help);
     /// How long the oldest waiting text has waited.
@@ -135,9 +138,6 @@ metrics! {
     /// Calls to Milvus by result (ok, failed, unavailable, refused while it is left alone).
     milvus_requests: IntCounterVec = |help| IntCounterVec::new(
         Opts::new("sextant_milvus_requests_total", help), &["result"]);
-    /// Batches that were embedded in halves, since the device had no memory for them.
-    embed_batches_halved: IntCounter = |help| IntCounter::new(
-        "sextant_embed_batches_halved_total", help);
     /// Reads of Milvus made once more while the first one had no answer.
     milvus_hedges: IntCounter = |help| IntCounter::new("sextant_milvus_hedges_total", help);
     /// Answers of Milvus that lacked documents it was known to have.

@@ -171,12 +171,27 @@ pub fn pack_int8(weight: &Tensor) -> Result<Tensor, TchError> {
     }
 }
 
+/// What both forms of the layer of eight bits take first, in their order.
+fn operands(x: &Tensor, layer: &Linear, quantized: &Quantized) -> [Handle; 6] {
+    [
+        x,
+        &quantized.input.step_tensor,
+        &quantized.input.zero_point_tensor,
+        &layer.weight,
+        &quantized.weight_scales,
+        &quantized.weight_zero_points,
+    ]
+    .map(handle)
+}
+
 pub fn linear_int8(
     x: &Tensor,
     layer: &Linear,
     quantized: &Quantized,
     then: &CStr,
 ) -> Result<Tensor, TchError> {
+    let [input, step_of_input, zero_point_of_input, weight, scales, zero_points] =
+        operands(x, layer, quantized);
     let (bias, mut result) = (handle(&layer.bias), ptr::null_mut());
     let (kind, step, zero_point) = match &quantized.output {
         Some(scale) => (UINT8, scale.step, scale.zero_point),
@@ -185,12 +200,12 @@ pub fn linear_int8(
     // SAFETY: as in `linear`; the pointers are to values on this stack.
     let status = unsafe {
         aoti_torch_cpu__qlinear_pointwise_tensor(
-            handle(x),
-            handle(&quantized.input.step_tensor),
-            handle(&quantized.input.zero_point_tensor),
-            handle(&layer.weight),
-            handle(&quantized.weight_scales),
-            handle(&quantized.weight_zero_points),
+            input,
+            step_of_input,
+            zero_point_of_input,
+            weight,
+            scales,
+            zero_points,
             &raw const bias,
             step,
             zero_point,
@@ -211,17 +226,19 @@ pub fn linear_int8_add(
     layer: &Linear,
     quantized: &Quantized,
 ) -> Result<Tensor, TchError> {
+    let [input, step_of_input, zero_point_of_input, weight, scales, zero_points] =
+        operands(x, layer, quantized);
     let (bias, other, mut result) = (handle(&layer.bias), handle(other), ptr::null_mut());
     let kind = FLOAT;
     // SAFETY: as in `linear_int8`.
     let status = unsafe {
         aoti_torch_cpu__qlinear_pointwise_binary_tensor(
-            handle(x),
-            handle(&quantized.input.step_tensor),
-            handle(&quantized.input.zero_point_tensor),
-            handle(&layer.weight),
-            handle(&quantized.weight_scales),
-            handle(&quantized.weight_zero_points),
+            input,
+            step_of_input,
+            zero_point_of_input,
+            weight,
+            scales,
+            zero_points,
             &raw const other,
             &raw const bias,
             1.0,

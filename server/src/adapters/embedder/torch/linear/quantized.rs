@@ -55,6 +55,15 @@ impl Quantized {
     pub fn forward(&self, x: &Tensor, layer: &Linear, then: &CStr) -> Result<Tensor, TchError> {
         onednn::linear_int8(&self.input.quantize(x)?, layer, self, then)
     }
+
+    pub fn forward_add(
+        &self,
+        x: &Tensor,
+        residual: &Tensor,
+        layer: &Linear,
+    ) -> Result<Tensor, TchError> {
+        onednn::linear_int8_add(&self.input.quantize(x)?, residual, layer, self)
+    }
 }
 
 impl Scale {
