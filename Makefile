@@ -38,9 +38,12 @@ SETUP := deploy/setup/setup.sh
 CUDA := case "$$DEVICE" in cuda*) $(SETUP) cuda ;; esac
 SERVER := "$$CARGO_TARGET_DIR/release/sextant-server"
 OPERATOR := "$$CARGO_TARGET_DIR/release/sextant-operator"
+BENCH := "$$CARGO_TARGET_DIR/release/bench"
 # For kubectl, and for the chart, which takes nothing from outside its folder.
 CRDS := crds/searchdeployments.yaml charts/sextant/files/searchdeployments.yaml
-CARGO_ARGS := --release --locked
+# Of the whole workspace, whatever is built: dependencies then have the same features, and nothing is
+# built twice.
+CARGO_ARGS := --release --locked --workspace
 
 # cargo uses all cores by itself, and the targets build on each other.
 .NOTPARALLEL:
@@ -56,7 +59,7 @@ setup: ## Check the tools; fetch libtorch and the model, once
 	@$(SETUP) tools checkout libs
 
 build: setup ## Build the server and the operator
-	@cargo build $(CARGO_ARGS) -p sextant-server -p sextant-operator
+	@cargo build $(CARGO_ARGS) --bin sextant-server --bin sextant-operator
 
 run: build ## Set up, build and serve http://127.0.0.1:PORT with the sample documents
 	@$(CUDA)
@@ -65,7 +68,7 @@ run: build ## Set up, build and serve http://127.0.0.1:PORT with the sample docu
 run-full: build ## The same with Redis, Postgres, Milvus, three servers and nginx
 	@$(CUDA)
 	@$(SETUP) services milvus
-	@cargo build $(CARGO_ARGS) -p sextant-stack --bin run-full
+	@cargo build $(CARGO_ARGS) --bin run-full
 	@exec "$$CARGO_TARGET_DIR/release/run-full" --seed exercises=deploy/samples/exercises.ndjson
 
 images: build ## Images of server, operator and Postgres, with docker or buildah; DEVICE=cuda
@@ -74,7 +77,7 @@ images: build ## Images of server, operator and Postgres, with docker or buildah
 
 cluster-up: build ## A Kubernetes of two nodes on this machine, with the images in it; needs root
 	@$(SETUP) kubernetes charts cluster milvus
-	@cargo build $(CARGO_ARGS) -p sextant-e2e
+	@cargo build $(CARGO_ARGS) --bin e2e-load --bin e2e-provisioner
 	@tests/e2e/cluster.sh up
 	@tests/e2e/images.sh server operator postgres redis milvus load
 
@@ -86,7 +89,7 @@ e2e: ## Tests on a real Kubernetes: a new one of our own, or that of KUBECONFIG 
 
 test: build ## All tests; they need chromium, Redis, Postgres, nginx, HAProxy, Go, etcd
 	@$(SETUP) browser services milvus milvus23 kubernetes charts
-	@cargo test $(CARGO_ARGS) --workspace
+	@cargo test $(CARGO_ARGS)
 
 fmt: ## Format the code
 	@cargo fmt --all
@@ -95,7 +98,7 @@ fmt-check: ## Is the code formatted?
 	@cargo fmt --all --check
 
 lint: setup ## Clippy, warnings being errors
-	@cargo clippy $(CARGO_ARGS) --workspace --all-targets -- -D warnings
+	@cargo clippy $(CARGO_ARGS) --all-targets -- -D warnings
 
 deny: ## Licences, sources, doubled versions and known weaknesses of the dependencies
 	@$(SETUP) cargo-deny
@@ -115,11 +118,13 @@ generated: build ## Are docs/openapi.json and crds/ what the programs say?
 	@for file in $(CRDS); do $(OPERATOR) crd | diff -u $$file - || { echo "$$file is not up to date: make crds" >&2; exit 1; }; done
 
 bench: build ## Benchmarks: make bench ARGS='--help'
-	@cargo run $(CARGO_ARGS) -p sextant-tests --bin bench -- $(ARGS)
+	@cargo build $(CARGO_ARGS) --bin bench
+	@$(BENCH) $(ARGS)
 
 bench-embed: build ## The model beside sentence-transformers and ONNX Runtime
 	@$(SETUP) embed-peers
-	@cargo run $(CARGO_ARGS) -p sextant-tests --bin bench -- --device "$$DEVICE" \
+	@cargo build $(CARGO_ARGS) --bin bench
+	@$(BENCH) --device "$$DEVICE" \
 		$(or $(ARGS),--seconds 1 --rounds 7) \
 		embed --python "$$CACHE/embed-peers/bin/python" --folder "$$CACHE/embed-bench"
 	@"$$CACHE/embed-peers/bin/python" tests/embed-peers/plot.py "$$CACHE/embed-bench/embed.json" "$$CACHE/embed-bench/embed.png"

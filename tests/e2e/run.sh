@@ -30,4 +30,4 @@ elif [ "${USE_EXISTING_CLUSTER:-}" != true ]; then
     "$here/images.sh" milvus23 etcd kafka s3
 fi
 # One at a time: they share a stack, and break it.
-cargo test --release --locked -p sextant-e2e --test e2e -- --test-threads=1 --nocapture "$@"
+cargo test --release --locked --workspace --test e2e -- --test-threads=1 --nocapture "$@"
