@@ -126,7 +126,8 @@ bench-embed: build ## The model beside sentence-transformers and ONNX Runtime
 	@cargo build $(CARGO_ARGS) --bin bench
 	@$(BENCH) --device "$$DEVICE" \
 		$(or $(ARGS),--seconds 1 --rounds 7) \
-		embed --python "$$CACHE/embed-peers/bin/python" --folder "$$CACHE/embed-bench"
+		embed --python "$$CACHE/embed-peers/bin/python" --folder "$$CACHE/embed-bench" \
+		$(if $(CRANFIELD),--cranfield "$(CRANFIELD)")
 	@"$$CACHE/embed-peers/bin/python" tests/embed-peers/plot.py "$$CACHE/embed-bench/embed.json" "$$CACHE/embed-bench/embed.png"
 	@echo "Plot: $$CACHE/embed-bench/embed.png"
 

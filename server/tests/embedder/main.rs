@@ -223,6 +223,26 @@ async fn of_less_precision(
     Some(version.clone())
 }
 
+#[tokio::test]
+async fn a_gpu_gives_the_vectors_of_a_cpu() {
+    let texts: Vec<_> = reference().into_iter().map(|reference| reference.text).collect();
+    for (precision, least) in [(Precision::Fp32, 0.999_99), (Precision::Bf16, 0.999)] {
+        let options = TorchOptions { device: Device::AllCuda, precision, workers: 0, ..options() };
+        let gpu = match TorchEmbedder::load(&options, Arc::default()) {
+            Err(error @ LoadError::NoCuda { .. }) => return println!("not run: {error}"),
+            loaded => loaded.unwrap(),
+        };
+        assert!(gpu.model().device.starts_with("cuda:0"), "{}", gpu.model().device);
+        let found = gpu.embed(texts.clone(), relaxed(Class::Bulk)).await.unwrap();
+        for (text, found) in texts.iter().zip(found) {
+            for found in [found, one(&gpu, text).await] {
+                let cosine = cosine(&found.vector, &one(&SHARED, text).await.vector);
+                assert!(cosine > least, "{precision:?}: {cosine}: {text:.40}");
+            }
+        }
+    }
+}
+
 #[test]
 fn a_gpu_that_is_not_there_is_an_error_that_says_so() {
     let options = TorchOptions { device: Device::Cuda(99), ..options() };

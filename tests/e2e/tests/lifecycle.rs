@@ -124,6 +124,7 @@ async fn a_drained_nodes_primary_is_moved_away_before_its_pod_is_evicted() {
     }
     stack.primary_on_the_second_node().await;
     let old = stack.primary().await.unwrap();
+    let cache_stays = stack.nodes("redis").await.iter().all(|(_, node)| node == "node1");
     let mut order = String::new();
     let report = through(&stack, async || {
         let drain =
@@ -139,8 +140,8 @@ async fn a_drained_nodes_primary_is_moved_away_before_its_pod_is_evicted() {
     let evicted = order.find(&format!("pod/{old} evicted")).expect(&order);
     assert!(refused < evicted, "{order}");
     assert!(report.of(Kind::Write).longest_gap_ms < 5_000, "{report}");
-    assert!(report.of(Kind::CachedSearch).is_flawless(), "{report}");
-    // The one Milvus may have been on that node.
+    // A new server knows no answer yet, and asks Redis, then Milvus. Either may have been on that node.
+    assert!(report.of(Kind::CachedSearch).is_flawless() || !cache_stays, "{report}");
     let reasons = report.searches().reasons;
     assert!(reasons.keys().all(|reason| reason.contains("the index")), "{report}");
 }

@@ -98,7 +98,10 @@ async fn no_search_fails_while_an_autoscaler_goes_from_one_server_to_five_and_ba
 #[tokio::test]
 async fn known_queries_are_answered_while_the_embedder_is_away() {
     let (stack, _) = Stack::get().await;
-    stack.patch(&json!({"embedder": {"placement": "dedicated", "replicas": 1}})).await;
+    // As much as is free on one node, whatever the placement of the others.
+    let resources = json!({"requests": {"cpu": "500m"}});
+    let embedder = json!({"placement": "dedicated", "replicas": 1, "resources": resources});
+    stack.patch(&json!({"embedder": embedder})).await;
     stack.whole(Duration::from_mins(3)).await;
     let report = through(&stack, async || {
         stack.delete_pods("embedder", "--grace-period=0 --force").await;

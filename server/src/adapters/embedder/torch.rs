@@ -1,10 +1,12 @@
 //! The model in libtorch, on its own threads.
 
 mod batch;
+mod cuda;
 mod files;
 mod linear;
 mod model;
 mod pool;
+mod shim;
 mod speed;
 mod tokenizer;
 
@@ -14,6 +16,7 @@ use std::thread::available_parallelism;
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
+use futures::future::try_join_all;
 use tokio::sync::Semaphore;
 use tokio::time::timeout_at;
 
@@ -35,12 +38,14 @@ use tokenizer::{TextTokenizer, Tokens};
 /// waits some tens of milliseconds.
 const CPU_BATCH_TOKENS: usize = 512;
 const CUDA_BATCH_TOKENS: usize = 16_384;
-/// Every distinct length costs an attention call a layer; on a GPU that is a launch.
-const CUDA_BATCH_LENGTHS: usize = 32;
+/// On each GPU: while one waits for it, another prepares what comes next.
+const CUDA_WORKERS: usize = 2;
 /// Every text has the two special tokens.
 const SPECIAL_TOKENS: usize = 2;
 /// Rather less than English has, so that most texts need no more than was expected of them.
 const BYTES_PER_TOKEN: usize = 4;
+/// What a thread tokenizes at a time, about a millisecond's work: more is shared among the CPUs.
+const TOKENIZED_BYTES: usize = 2048;
 /// How often a busy model looks how many CPUs it may use.
 const SHARE_PERIOD: Duration = Duration::from_secs(5);
 /// Texts of many kinds, one a line: they show the range of the numbers between the layers, by which
@@ -102,8 +107,8 @@ pub enum LoadError {
     Parse { path: PathBuf, reason: String },
     #[error("{path:?} describes a model that is not supported: {reason}")]
     Unsupported { path: PathBuf, reason: String },
-    #[error("device {asked} is not there, libtorch sees {found} GPUs; use auto or cpu")]
-    NoCuda { asked: Device, found: usize },
+    #[error("device {asked} is not there, {found}; use auto or cpu")]
+    NoCuda { asked: Device, found: String },
     #[error("this CPU has no bf16 (AVX512-BF16): use the precision fp32, or a GPU")]
     NoBf16,
     #[error(
@@ -173,18 +178,19 @@ impl TorchEmbedder {
 
         let cpus = cpus_now();
         let follows_share = device == tch::Device::Cpu && options.workers == 0;
-        let (workers, batch_tokens, batch_lengths) = match device {
-            tch::Device::Cpu if follows_share => (cpus, CPU_BATCH_TOKENS, usize::MAX),
-            tch::Device::Cpu => (options.workers, CPU_BATCH_TOKENS, usize::MAX),
-            // Each GPU has a worker, or several, whose work on the CPU then overlaps.
-            _ => (options.workers.max(1) * devices.len(), CUDA_BATCH_TOKENS, CUDA_BATCH_LENGTHS),
+        let (workers, batch_tokens) = match device {
+            tch::Device::Cpu if follows_share => (cpus, CPU_BATCH_TOKENS),
+            tch::Device::Cpu => (options.workers, CPU_BATCH_TOKENS),
+            _ => {
+                let of_each = if options.workers == 0 { CUDA_WORKERS } else { options.workers };
+                (of_each * devices.len(), CUDA_BATCH_TOKENS)
+            }
         };
         let set = options.max_batch_tokens;
         let limits = Limits {
             texts: options.queue_texts,
             tokens: options.queue_tokens,
             batch_tokens: if set == 0 { batch_tokens } else { set.max(max_tokens) },
-            batch_lengths,
             workers,
             batching: options.batching,
         };
@@ -192,6 +198,12 @@ impl TorchEmbedder {
         let share = follows_share.then(|| Share { every: SHARE_PERIOD, ask: Box::new(cpus_now) });
         let all = if follows_share { cpus_of_machine().max(workers) } else { workers };
         let berts = devices.iter().map(|&device| bert.on(device)).collect::<Result<Vec<_>, _>>()?;
+        for &device in &devices {
+            if let tch::Device::Cuda(index) = device {
+                // The workers' streams do not wait for this thread's.
+                tch::Cuda::synchronize(i64::try_from(index).unwrap_or(i64::MAX));
+            }
+        }
         let worker = |number: usize| -> Result<Worker, LoadError> {
             let bert = &berts[number % berts.len()];
             Ok(Worker { bert: bert.on(bert.device())?, guard: None })
@@ -222,6 +234,11 @@ impl TorchEmbedder {
     }
 
     async fn tokens(&self, texts: Vec<Arc<str>>) -> Result<Vec<Tokens>, EmbedError> {
+        let parts = in_parts(texts, TOKENIZED_BYTES).into_iter().map(|part| self.tokens_of(part));
+        Ok(try_join_all(parts).await?.into_iter().flatten().collect())
+    }
+
+    async fn tokens_of(&self, texts: Vec<Arc<str>>) -> Result<Vec<Tokens>, EmbedError> {
         let tokenizer = Arc::clone(&self.tokenizer);
         let tokenize = move || texts.iter().map(|text| tokenizer.tokens(text)).collect();
         let _permit = self.tokenizing.acquire().await.map_err(|_| EmbedError::Stopped)?;
@@ -292,16 +309,39 @@ impl Embedder for TorchEmbedder {
     }
 }
 
+/// Runs of texts of so many bytes or little more, in their order.
+fn in_parts(texts: Vec<Arc<str>>, bytes: usize) -> Vec<Vec<Arc<str>>> {
+    let mut parts: Vec<Vec<Arc<str>>> = Vec::new();
+    let mut room = 0;
+    for text in texts {
+        let length = text.len();
+        match parts.last_mut() {
+            Some(part) if room > 0 => part.push(text),
+            _ => {
+                parts.push(vec![text]);
+                room = bytes;
+            }
+        }
+        room = room.saturating_sub(length);
+    }
+    parts
+}
+
 struct Worker {
     bert: Bert,
     guard: Option<tch::NoGradGuard>,
 }
 
 impl Forward for Worker {
-    fn start(&mut self) {
-        // Both are settings of the thread.
+    fn start(&mut self) -> Result<(), String> {
+        // All are settings of the thread.
         tch::set_num_threads(1);
         self.guard = Some(tch::no_grad_guard());
+        if let tch::Device::Cuda(index) = self.bert.device() {
+            cuda::use_own_stream(index).map_err(|error| error.to_string())?;
+        }
+        // What libraries keep for each thread is made before the first query.
+        self.bert.embed(&[Arc::from([0])]).map(drop).map_err(|error| error.to_string())
     }
 
     fn embed(&mut self, texts: &[Arc<[u32]>]) -> Result<Rows, Fault> {
@@ -338,15 +378,20 @@ fn cpus_of_machine() -> usize {
 
 /// At least one.
 fn devices(asked: Device) -> Result<Vec<tch::Device>, LoadError> {
-    let found = usize::try_from(tch::Cuda::device_count()).unwrap_or(0);
-    match asked {
-        Device::Cpu => Ok(vec![tch::Device::Cpu]),
-        Device::Auto if found == 0 => Ok(vec![tch::Device::Cpu]),
-        Device::Auto | Device::AllCuda if found > 0 => {
+    if asked == Device::Cpu {
+        return Ok(vec![tch::Device::Cpu]);
+    }
+    let none = |found: String| match asked {
+        Device::Auto => Ok(vec![tch::Device::Cpu]),
+        asked => Err(LoadError::NoCuda { asked, found }),
+    };
+    match (cuda::count(), asked) {
+        (Err(reason), _) => none(reason),
+        (Ok(found), Device::Cuda(asked)) if asked < found => Ok(vec![tch::Device::Cuda(asked)]),
+        (Ok(found), Device::Auto | Device::AllCuda) if found > 0 => {
             Ok((0..found).map(tch::Device::Cuda).collect())
         }
-        Device::Cuda(asked) if asked < found => Ok(vec![tch::Device::Cuda(asked)]),
-        asked => Err(LoadError::NoCuda { asked, found }),
+        (Ok(found), _) => none(format!("libtorch sees {found} GPUs")),
     }
 }
 
@@ -410,6 +455,21 @@ fn warm_up(bert: &Bert, limits: &Limits, max_tokens: usize) -> Result<Speed, Loa
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_list_is_tokenized_in_parts_of_about_the_same_size() {
+        let texts = |lengths: &[usize]| -> Vec<Arc<str>> {
+            lengths.iter().map(|&length| "x".repeat(length).into()).collect()
+        };
+        let parts = |lengths: &[usize]| -> Vec<Vec<usize>> {
+            let parts = in_parts(texts(lengths), 10);
+            parts.iter().map(|part| part.iter().map(|text| text.len()).collect()).collect()
+        };
+        assert_eq!(parts(&[]), Vec::<Vec<usize>>::new());
+        assert_eq!(parts(&[1, 0, 2]), [[1, 0, 2]]);
+        assert_eq!(parts(&[4, 4, 4, 4]), [vec![4, 4, 4], vec![4]]);
+        assert_eq!(parts(&[50, 3, 7, 1]), [vec![50], vec![3, 7], vec![1]]);
+    }
 
     #[test]
     fn a_lack_of_memory_passes_and_other_errors_of_cuda_do_not() {

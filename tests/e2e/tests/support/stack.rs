@@ -154,14 +154,15 @@ impl Stack {
     }
 
     /// Where it can be cut off, and its replica on the first.
+    /// The pods of a component with their nodes.
+    pub async fn nodes(&self, component: &str) -> Vec<(String, String)> {
+        let of = |pod: &Value| (text(&pod["metadata"]["name"]), text(&pod["spec"]["nodeName"]));
+        self.objects(component).await.iter().map(of).collect()
+    }
+
     pub async fn primary_on_the_second_node(&self) {
         let Self { namespace, .. } = self;
-        let nodes = async || {
-            let pods = self.objects("postgres").await;
-            let of = |pod: &Value| (text(&pod["metadata"]["name"]), text(&pod["spec"]["nodeName"]));
-            pods.iter().map(of).collect::<Vec<_>>()
-        };
-        let before = nodes().await;
+        let before = self.nodes("postgres").await;
         if before.iter().all(|(_, node)| *node == before[0].1) {
             // After the loss of a node; a new pod keeps away from the other.
             let replica = self.synchronous_replica().await.unwrap();
@@ -169,7 +170,7 @@ impl Stack {
             self.whole(Duration::from_mins(2)).await;
         }
         let primary = self.primary().await.unwrap();
-        if nodes().await.contains(&(primary, "node1".to_owned())) {
+        if self.nodes("postgres").await.contains(&(primary, "node1".to_owned())) {
             self.switchover().await;
         }
     }

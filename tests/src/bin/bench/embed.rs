@@ -10,11 +10,11 @@ use std::time::Instant;
 
 use clap::Args;
 use serde_json::{Value, json};
-use sextant_server::adapters::embedder::precision::Precision;
 
+use crate::relevance::{self, RelevanceOptions};
 use crate::report::{Bars, Table, median, quantile, title};
 use crate::{Failure, Options, texts};
-use engine::{Engine, OURS_BF16, OURS_FP32, OURS_INT8, REFERENCE};
+use engine::{Engine, OURS, OURS_BF16, OURS_FP32, OURS_INT8, REFERENCE};
 
 /// One token each for models with the vocabulary of BERT.
 const WORDS: [&str; 16] = [
@@ -37,6 +37,8 @@ pub struct EmbedOptions {
     /// Folder for the exported models of the others, the figures as JSON and the plot.
     #[arg(long)]
     folder: PathBuf,
+    #[command(flatten)]
+    relevance: RelevanceOptions,
 }
 
 struct Workload {
@@ -96,17 +98,22 @@ impl Workload {
 }
 
 pub async fn run(options: &Options, embed: &EmbedOptions) -> Result<(), Failure> {
+    std::fs::create_dir_all(&embed.folder)?;
     let threads = match options.workers {
         0 => std::thread::available_parallelism()?.get(),
         workers => workers,
     };
-    let mut engines = engine::all(&options.device, threads, &embed.python, &embed.folder)?;
+    let mut engines = engine::all(options, threads, &embed.python, &embed.folder)?;
     let mut figures = json!({"threads": threads});
     speed(options, &mut engines, &mut figures).await?;
     likeness(&mut engines).await?;
     contention(options, &mut engines).await?;
+    let names = engines.iter().filter_map(|engine| engine.name.strip_prefix(OURS));
+    let precisions: Vec<String> = names.map(str::to_owned).collect();
     drop(engines);
-    let ours = engine::options(&options.device, threads, Precision::Fp32)?;
+    let precisions: Vec<&str> = precisions.iter().map(String::as_str).collect();
+    relevance::of_precisions(options, &embed.relevance, &precisions).await?;
+    let ours = engine::options(options, serde_json::from_value(json!(options.precision))?)?;
     clients::compare(options, &ours).await?;
     clients::over_http(options, &ours).await?;
     let file = embed.folder.join("embed.json");

@@ -18,6 +18,7 @@ mod report;
 mod scale;
 mod server;
 mod stampede;
+mod start;
 mod texts;
 mod tiers;
 mod uncached;
@@ -70,6 +71,8 @@ enum Command {
     Zipf(zipf::ZipfOptions),
     /// Padding under mixed lengths; goodput at five times the capacity.
     Overload,
+    /// A server's start and its memory, at rest and while texts of all lengths come.
+    Start(start::StartOptions),
     /// Many documents: import, restart, memory, latency and recall.
     Scale(scale::ScaleOptions),
     /// Each part that servers share is stopped, frozen and slow, under a steady load.
@@ -129,6 +132,7 @@ fn run(cli: Cli) -> Result<(), Failure> {
             Command::Stampede => stampede::run(&options).await,
             Command::Zipf(zipf) => zipf::run(&options, &zipf).await,
             Command::Overload => overload::run(&options).await,
+            Command::Start(start) => start::run(&options, &start).await,
             Command::Scale(scale) => scale::run(&options, &scale).await,
             Command::Balancers(balancers) => balancers::run(&options, &balancers).await,
             Command::Embed(embed) => embed::run(&options, &embed).await,

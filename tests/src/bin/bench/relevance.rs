@@ -40,11 +40,18 @@ pub struct RelevanceOptions {
 /// Hits with their scores, best first, and some beyond the ranking that counts.
 type Ranking = Vec<(String, f64)>;
 
-pub async fn run(options: &Options, relevance: &RelevanceOptions) -> Result<(), Failure> {
-    let mut collections = vec![judged::samples()?];
-    if let Some(folder) = &relevance.cranfield {
-        collections.push(judged::cranfield(folder)?);
+impl RelevanceOptions {
+    fn collections(&self) -> Result<Vec<Collection>, Failure> {
+        let mut all = vec![judged::samples()?];
+        if let Some(folder) = &self.cranfield {
+            all.push(judged::cranfield(folder)?);
+        }
+        Ok(all)
     }
+}
+
+pub async fn run(options: &Options, relevance: &RelevanceOptions) -> Result<(), Failure> {
+    let collections = relevance.collections()?;
     let embedded = {
         let server = Server::start(settings(options)).await;
         let answers = ask_all(&server.api, &collections).await?;
@@ -67,6 +74,42 @@ pub async fn run(options: &Options, relevance: &RelevanceOptions) -> Result<(), 
     for ((collection, embedded), production) in collections.iter().zip(&embedded).zip(&production) {
         report(collection, embedded, production);
     }
+    Ok(())
+}
+
+/// What rankings by meaning lose when the model computes with fewer bits than the first precision has.
+pub async fn of_precisions(
+    options: &Options,
+    relevance: &RelevanceOptions,
+    precisions: &[&str],
+) -> Result<(), Failure> {
+    title("What fewer bits cost: nDCG@10 of rankings by meaning");
+    let collections = relevance.collections()?;
+    let mut columns = vec!["precision"];
+    columns.extend(collections.iter().flat_map(|collection| [collection.name, "loss"]));
+    let mut table = Table::new(&columns);
+    let mut bars = Bars::new();
+    let mut full = Vec::new();
+    for precision in precisions {
+        let settings = settings(options).set("embedder.precision", precision);
+        let server = Server::start(settings).await;
+        let mut cells = vec![(*precision).to_owned()];
+        for (number, collection) in collections.iter().enumerate() {
+            let Collection { name, text_fields, documents, .. } = collection;
+            import(&server.api, name, text_fields, documents).await?;
+            let found = mean_ndcg(collection, &ask(&server.api, collection, "dense").await?);
+            if full.len() == number {
+                full.push(found);
+            }
+            let loss = full[number] - found;
+            cells.extend([format!("{found:.4}"), format!("{loss:.4}")]);
+            bars.at_most(&format!("{precision}: loss on {name}"), 0.01, loss);
+        }
+        table.row(&cells.iter().map(|cell| cell as &dyn std::fmt::Display).collect::<Vec<_>>());
+        server.terminate().await;
+    }
+    table.print();
+    bars.print();
     Ok(())
 }
 

@@ -47,8 +47,6 @@ pub struct Limits {
     pub tokens: usize,
     /// Tokens in a batch; one text always fits.
     pub batch_tokens: usize,
-    /// Distinct lengths in a batch: each is a separate attention call.
-    pub batch_lengths: usize,
     /// That run.
     pub workers: usize,
     pub batching: Batching,
@@ -348,7 +346,6 @@ impl<W: Waiter> Queue<W> {
         let share = self.line(class).tokens.div_ceil(self.limits.workers.max(1));
         let budget = share.clamp(MIN_SHARE.min(most), most);
         let mut chosen: Vec<(usize, u64)> = Vec::new();
-        let mut lengths: Vec<usize> = Vec::new();
         let mut tokens = 0;
         let mut latest_end = None;
         let mut passed = 0;
@@ -365,9 +362,7 @@ impl<W: Waiter> Queue<W> {
             if !self.prune(key.1, now, hopeless) {
                 continue;
             }
-            let fits = tokens + length <= budget
-                && latest_end.is_none_or(|latest| end <= latest)
-                && (lengths.contains(&length) || lengths.len() < self.limits.batch_lengths);
+            let fits = tokens + length <= budget && latest_end.is_none_or(|latest| end <= latest);
             if !chosen.is_empty() && !fits {
                 if self.limits.batching == Batching::Fifo {
                     break;
@@ -377,9 +372,6 @@ impl<W: Waiter> Queue<W> {
             }
             if self.limits.batching == Batching::Deadline {
                 latest_end.get_or_insert(key.0);
-            }
-            if !lengths.contains(&length) {
-                lengths.push(length);
             }
             tokens += length;
             chosen.push((length, key.1));

@@ -15,8 +15,10 @@ use crate::ports::{EmbedError, Urgency};
 
 /// What runs on a worker's thread.
 pub trait Forward: Send + 'static {
-    /// Called once on the thread, before the first batch.
-    fn start(&mut self) {}
+    /// Called once on the thread, before the first batch. One that fails is lost.
+    fn start(&mut self) -> Result<(), String> {
+        Ok(())
+    }
 
     /// One vector per text.
     fn embed(&mut self, texts: &[Arc<[u32]>]) -> Result<Rows, Fault>;
@@ -339,7 +341,10 @@ impl Drop for Pool {
 
 fn run<F: Forward>(shared: &Shared, index: usize, mut worker: F, share: Option<&Share>) {
     let mut leaving = Leaving { shared, left: false };
-    worker.start();
+    if let Err(reason) = worker.start() {
+        tracing::error!(reason, "a worker failed to start");
+        return leaving.leave(Some(reason));
+    }
     let mut asked = Instant::now();
     while let Some(batch) = shared.next(index) {
         let started = Instant::now();

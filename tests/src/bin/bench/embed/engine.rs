@@ -11,12 +11,14 @@ use sextant_server::adapters::embedder::precision::Precision;
 use sextant_server::adapters::embedder::torch::{LoadError, TorchEmbedder, TorchOptions};
 use sextant_server::ports::{Class, Embedder, Urgency};
 
-use crate::Failure;
+use crate::{Failure, Options};
 
+/// What the names of ours begin with; the precision follows.
+pub const OURS: &str = "sextant ";
 pub const OURS_FP32: &str = "sextant fp32";
 pub const OURS_BF16: &str = "sextant bf16";
 pub const OURS_INT8: &str = "sextant int8";
-const OURS: [(&str, Precision); 3] =
+const ALL_OURS: [(&str, Precision); 3] =
     [(OURS_FP32, Precision::Fp32), (OURS_BF16, Precision::Bf16), (OURS_INT8, Precision::Int8)];
 /// What all are compared with.
 pub const REFERENCE: &str = "sentence-transformers";
@@ -56,31 +58,27 @@ fn model_dir() -> Result<PathBuf, Failure> {
 }
 
 /// Those of our embedder.
-pub fn options(
-    device: &str,
-    threads: usize,
-    precision: Precision,
-) -> Result<TorchOptions, Failure> {
+pub fn options(options: &Options, precision: Precision) -> Result<TorchOptions, Failure> {
     Ok(TorchOptions {
         model_dir: model_dir()?,
-        device: device.parse()?,
+        device: options.device.parse()?,
         precision,
-        workers: threads,
+        workers: options.workers,
         ..TorchOptions::default()
     })
 }
 
 /// Ours in each precision that the device has, and the others.
 pub fn all(
-    device: &str,
+    of: &Options,
     threads: usize,
     python: &Path,
     scratch: &Path,
 ) -> Result<Vec<Engine>, Failure> {
     let mut engines = Vec::new();
     let mut used = "cpu".to_owned();
-    for (name, precision) in OURS {
-        match TorchEmbedder::load(&options(device, threads, precision)?, Arc::default()) {
+    for (name, precision) in ALL_OURS {
+        match TorchEmbedder::load(&options(of, precision)?, Arc::default()) {
             Ok(embedder) => {
                 used.clone_from(&embedder.model().device);
                 let kind = Kind::Ours(Box::new(embedder));

@@ -29,7 +29,6 @@ fn limits() -> Limits {
         texts: 1_000,
         tokens: 1 << 20,
         batch_tokens: 512,
-        batch_lengths: 1_000,
         workers: 1,
         batching: Batching::Deadline,
     }
@@ -297,16 +296,6 @@ fn a_batch_is_filled_with_what_fits_in_order_of_length() {
     }
     assert_eq!(bench.next(), [30, 100, 150, 200]);
     assert_eq!(bench.next(), [250]);
-}
-
-#[test]
-fn the_number_of_distinct_lengths_is_bounded() {
-    let mut bench = Bench::new(Limits { batch_lengths: 2, ..limits() });
-    for tokens in [10, 20, 30, 10, 20, 30] {
-        bench.push(Class::Bulk, tokens).unwrap();
-    }
-    assert_eq!(bench.next(), [10, 10, 20, 20]);
-    assert_eq!(bench.next(), [30, 30]);
 }
 
 #[test]

@@ -1,17 +1,14 @@
 //! oneDNN's linear layer with packed weights. tch has no binding for it because it is no operator
-//! of libtorch's own; libtorch exports it with C linkage for code compiled ahead of time.
+//! of libtorch's own.
 
 use std::ffi::{CStr, c_char, c_void};
 use std::ptr;
 
 use tch::{TchError, Tensor};
 
+use super::super::shim::{self, Handle, handle, owned};
 use super::Linear;
 use super::quantized::Quantized;
-
-/// `AtenTensorHandle` of `torch/csrc/inductor/aoti_torch/c/shim.h`: an `at::Tensor *`, which
-/// is also what tch's pointers are.
-type Handle = *mut c_void;
 
 unsafe extern "C" {
     fn aoti_torch_cpu__linear_pointwise(
@@ -71,11 +68,6 @@ unsafe extern "C" {
         algorithm: *const c_char,
         result: *mut Handle,
     ) -> i32;
-    fn aoti_torch_call_dispatcher(
-        name: *const c_char,
-        overload: *const c_char,
-        stack: *mut u64,
-    ) -> i32;
     /// `operator new(std::size_t)`, for a value that libtorch frees with `delete`.
     #[link_name = "_Znwm"]
     fn operator_new(size: usize) -> *mut c_void;
@@ -94,22 +86,12 @@ pub fn pack(weight: &Tensor) -> Option<Tensor> {
     if !tch::utils::has_mkldnn() {
         return None;
     }
-    let mut owned = weight.shallow_clone();
-    // SAFETY: the operator is `_reorder_linear_weight(Tensor, int? batch_size) -> Tensor`.
-    // The call takes ownership of the tensor, hence the `forget`, and of the optional number,
-    // which is a pointer to a value from `operator new`; it leaves an owned tensor at the
-    // head of the stack, allocated as tch allocates its own.
+    // SAFETY: the operator is `_reorder_linear_weight(Tensor, int? batch_size) -> Tensor`, and the
+    // number comes from `operator new`.
     unsafe {
         let rows = operator_new(size_of::<u64>()).cast::<u64>();
         rows.write(ROWS);
-        let mut stack = [owned.as_mut_ptr() as u64, rows as u64];
-        std::mem::forget(owned);
-        let status = aoti_torch_call_dispatcher(
-            c"mkldnn::_reorder_linear_weight".as_ptr(),
-            c"".as_ptr(),
-            stack.as_mut_ptr(),
-        );
-        (status == 0).then(|| Tensor::from_ptr(stack[0] as *mut _))
+        shim::call(c"mkldnn::_reorder_linear_weight", weight, rows.cast())
     }
 }
 
@@ -156,19 +138,9 @@ pub fn linear_add(
 
 /// A weight of eight bits in oneDNN's layout.
 pub fn pack_int8(weight: &Tensor) -> Result<Tensor, TchError> {
-    let mut owned = weight.shallow_clone();
-    // SAFETY: the operator is `qlinear_prepack(Tensor weight, int[]? x_shape) -> Tensor`. The
-    // call takes ownership of the tensor; no shape is a null pointer. As in `pack` otherwise.
-    unsafe {
-        let mut stack = [owned.as_mut_ptr() as u64, 0];
-        std::mem::forget(owned);
-        let status = aoti_torch_call_dispatcher(
-            c"onednn::qlinear_prepack".as_ptr(),
-            c"".as_ptr(),
-            stack.as_mut_ptr(),
-        );
-        owned_of(status, stack[0] as Handle)
-    }
+    // SAFETY: the operator is `qlinear_prepack(Tensor weight, int[]? x_shape) -> Tensor`.
+    let packed = unsafe { shim::call(c"onednn::qlinear_prepack", weight, ptr::null_mut()) };
+    packed.ok_or_else(failed)
 }
 
 /// What both forms of the layer of eight bits take first, in their order.
@@ -258,14 +230,10 @@ pub fn linear_int8_add(
     owned_of(status, result)
 }
 
-fn handle(tensor: &Tensor) -> Handle {
-    tensor.as_ptr().cast_mut().cast()
+fn owned_of(status: i32, result: Handle) -> Result<Tensor, TchError> {
+    owned(status, result).ok_or_else(failed)
 }
 
-fn owned_of(status: i32, result: Handle) -> Result<Tensor, TchError> {
-    if status != 0 || result.is_null() {
-        return Err(TchError::Torch("oneDNN's linear layer failed".to_owned()));
-    }
-    // SAFETY: a tensor made with `new`, as tch's own are, that nobody else holds.
-    Ok(unsafe { Tensor::from_ptr(result.cast()) })
+fn failed() -> TchError {
+    TchError::Torch("oneDNN's linear layer failed".to_owned())
 }

@@ -51,7 +51,6 @@ impl Bench {
             texts: 100,
             tokens: 10_000,
             batch_tokens: 512,
-            batch_lengths: 100,
             workers,
             batching: Batching::Deadline,
         };
