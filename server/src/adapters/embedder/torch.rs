@@ -3,11 +3,14 @@
 mod batch;
 mod cuda;
 mod files;
+mod layout;
 mod linear;
 mod model;
 mod pool;
+mod recordings;
 mod shim;
 mod speed;
+mod team;
 mod tokenizer;
 
 use std::path::PathBuf;
@@ -31,7 +34,9 @@ use files::ModelFiles;
 use linear::Linear;
 use model::Bert;
 use pool::{Fault, Forward, Pool, Rows, Share};
+use recordings::Recordings;
 use speed::Speed;
+use team::Team;
 use tokenizer::{TextTokenizer, Tokens};
 
 /// Large enough for full use of a core, small enough that a query behind a batch of documents
@@ -46,6 +51,8 @@ const SPECIAL_TOKENS: usize = 2;
 const BYTES_PER_TOKEN: usize = 4;
 /// What a thread tokenizes at a time, about a millisecond's work: more is shared among the CPUs.
 const TOKENIZED_BYTES: usize = 2048;
+/// Idle CPUs that help with a query: with more, waiting for each other takes what they save.
+const MOST_HELPERS: usize = 3;
 /// How often a busy model looks how many CPUs it may use.
 const SHARE_PERIOD: Duration = Duration::from_secs(5);
 /// Texts of many kinds, one a line: they show the range of the numbers between the layers, by which
@@ -204,9 +211,17 @@ impl TorchEmbedder {
                 tch::Cuda::synchronize(i64::try_from(index).unwrap_or(i64::MAX));
             }
         }
+        let helpers = if linear::can_be_shared(kind, device) && options.precision != Precision::Int8
+        {
+            all.saturating_sub(1).min(MOST_HELPERS)
+        } else {
+            0
+        };
+        let team = Arc::new(Team::new(helpers).map_err(LoadError::StartThread)?);
         let worker = |number: usize| -> Result<Worker, LoadError> {
             let bert = &berts[number % berts.len()];
-            Ok(Worker { bert: bert.on(bert.device())?, guard: None })
+            let (bert, team) = (bert.on(bert.device())?, Arc::clone(&team));
+            Ok(Worker { bert, team, recordings: Recordings::default(), guard: None })
         };
         let models = (0..all).map(worker).collect::<Result<_, _>>()?;
         let pool =
@@ -329,6 +344,9 @@ fn in_parts(texts: Vec<Arc<str>>, bytes: usize) -> Vec<Vec<Arc<str>>> {
 
 struct Worker {
     bert: Bert,
+    team: Arc<Team>,
+    /// Of a GPU alone.
+    recordings: Recordings,
     guard: Option<tch::NoGradGuard>,
 }
 
@@ -337,15 +355,25 @@ impl Forward for Worker {
         // All are settings of the thread.
         tch::set_num_threads(1);
         self.guard = Some(tch::no_grad_guard());
-        if let tch::Device::Cuda(index) = self.bert.device() {
-            cuda::use_own_stream(index).map_err(|error| error.to_string())?;
-        }
-        // What libraries keep for each thread is made before the first query.
-        self.bert.embed(&[Arc::from([0])]).map(drop).map_err(|error| error.to_string())
+        let mut warm_up = || {
+            if let tch::Device::Cuda(index) = self.bert.device() {
+                cuda::use_own_stream(index)?;
+                self.recordings = Recordings::new(&self.bert).unwrap_or_else(|error| {
+                    tracing::warn!(%error, "small batches are not recorded, and slower by that");
+                    Recordings::default()
+                });
+            }
+            // What libraries keep for each thread is made before the first query.
+            self.bert.embed(&[Arc::from([0])]).map(drop)
+        };
+        warm_up().map_err(|error: tch::TchError| error.to_string())
     }
 
-    fn embed(&mut self, texts: &[Arc<[u32]>]) -> Result<Rows, Fault> {
-        self.bert.embed(texts).map_err(|error| fault(error.to_string()))
+    fn embed(&mut self, texts: &[Arc<[u32]>], idle: usize) -> Result<Rows, Fault> {
+        let recorded = self.recordings.embed(&self.bert, texts);
+        recorded
+            .unwrap_or_else(|| self.team.assist(idle, || self.bert.embed(texts)))
+            .map_err(|error| fault(error.to_string()))
     }
 }
 

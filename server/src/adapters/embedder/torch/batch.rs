@@ -83,6 +83,8 @@ pub enum Lost {
 pub struct Batch {
     pub texts: Vec<Arc<[u32]>>,
     pub tokens: usize,
+    /// Workers that have nothing to do when it begins.
+    pub idle: usize,
     entries: Vec<u64>,
 }
 
@@ -333,9 +335,11 @@ impl<W: Waiter> Queue<W> {
                 (true, _) => Class::Interactive,
             };
             // Without a batch the line is empty now: all of it had expired or gone.
-            let Some(batch) = self.fill(class, now) else { continue };
+            let Some(mut batch) = self.fill(class, now) else { continue };
             let passed_over = class == Class::Interactive && documents;
             self.passed_over = if passed_over { self.passed_over + 1 } else { 0 };
+            let is_alone = self.running_tokens == 0 && self.texts() == 0;
+            batch.idle = if is_alone { self.limits.workers.saturating_sub(1) } else { 0 };
             self.running_tokens += batch.tokens;
             return Some(batch);
         }
@@ -377,7 +381,7 @@ impl<W: Waiter> Queue<W> {
             chosen.push((length, key.1));
         }
         chosen.sort_unstable();
-        let mut batch = Batch { texts: Vec::new(), tokens, entries: Vec::new() };
+        let mut batch = Batch { texts: Vec::new(), tokens, idle: 0, entries: Vec::new() };
         for (_, id) in chosen {
             self.leave_line(id);
             if let Some(entry) = self.entries.get(&id) {

@@ -1,6 +1,8 @@
 //! What libtorch has for GPUs alone. It is loaded when a GPU is to be used, and only where there is a
 //! driver: it takes a second and hundreds of megabytes, which a server on CPUs does not need.
 
+mod graph;
+
 use std::ffi::c_void;
 use std::ptr;
 use std::sync::LazyLock;
@@ -9,6 +11,7 @@ use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW};
 use tch::{Device, Kind, TchError, Tensor};
 
 use super::shim::{self, Handle, handle, owned};
+pub use graph::{Graph, Pool};
 
 const DRIVER: &str = "libcuda.so.1";
 const LIBRARY: &str = "libtorch_cuda.so";
@@ -72,6 +75,7 @@ struct Cuda {
     efficient_attention: EfficientAttention,
     stream_from_pool: StreamFromPool,
     set_stream: SetStream,
+    graphs: graph::Functions,
 }
 
 static CUDA: LazyLock<Result<Cuda, String>> =
@@ -91,6 +95,7 @@ impl Cuda {
                     .get(b"aoti_torch_cuda__efficient_attention_forward\0")?,
                 stream_from_pool: *library.get(b"torch_get_cuda_stream_from_pool\0")?,
                 set_stream: *library.get(b"torch_set_current_cuda_stream\0")?,
+                graphs: graph::Functions::of(&library)?,
             };
             std::mem::forget(library);
             Ok(cuda)

@@ -1,20 +1,27 @@
 //! `y = x Wᵀ + b`, with what follows it done in the same pass.
 //!
-//! On x86 CPUs the weights are laid out for oneDNN once, at load. libtorch's ordinary `linear` goes
-//! to MKL, which uses half the width of the vector unit on processors that are not Intel's:
-//! measured on an AMD EPYC (Zen 5), one core, 110 against 250 GFLOP/s from 64 rows on, and 70
-//! against 160 for the ten rows of a short query. oneDNN's layer also adds the residual and takes
-//! the GELU while the result is still in the cache. It has a form for eight bits, too.
+//! On x86 CPUs the weights are laid out anew once, at load: in fp32 for code of our own where there is
+//! AVX-512, otherwise for oneDNN. libtorch's ordinary `linear` goes to MKL, which uses half the width
+//! of the vector unit on processors that are not Intel's: measured on an AMD EPYC (Zen 5), one core,
+//! 110 against oneDNN's 250 GFLOP/s from 64 rows on, and 70 against 160 for the ten rows of a short
+//! query. Both add the residual and take the GELU while the result is still in the cache. oneDNN has
+//! a form for eight bits, too.
 
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 mod onednn;
 #[cfg(not(all(target_os = "linux", target_arch = "x86_64")))]
 #[path = "linear/without.rs"]
 mod onednn;
+#[cfg(not(target_arch = "x86_64"))]
+#[path = "linear/no_panels.rs"]
+mod panels;
+#[cfg(target_arch = "x86_64")]
+mod panels;
 mod quantized;
 
 use tch::{Device, Kind, TchError, Tensor};
 
+use panels::Then;
 use quantized::Quantized;
 pub use quantized::{Range, Scale};
 
@@ -30,15 +37,25 @@ pub struct Linear {
 enum Form {
     /// As the model has them.
     Plain,
+    /// In panels.
+    Panels,
     /// In oneDNN's layout.
     Packed,
     /// In that of oneDNN's layer of eight bits.
     Quantized(Quantized),
 }
 
+/// Whether idle CPUs can help with layers of such numbers.
+pub fn can_be_shared(kind: Kind, device: Device) -> bool {
+    panels::are_for(kind, device)
+}
+
 impl Linear {
     /// Takes a weight of shape `[out, in]` and a bias of shape `[out]`.
     pub fn new(weight: Tensor, bias: Tensor) -> Self {
+        if let Some(packed) = panels::pack(&weight) {
+            return Self { weight: packed, bias, form: Form::Panels };
+        }
         if weight.device() == Device::Cpu
             && let Some(packed) = onednn::pack(&weight)
         {
@@ -87,6 +104,7 @@ impl Linear {
                 let (weight, bias) = (&self.weight, &self.bias);
                 return Ok(Self::plain(weight.f_to_device(device)?, bias.f_to_device(device)?));
             }
+            Form::Panels => Form::Panels,
             Form::Packed => Form::Packed,
             Form::Quantized(quantized) => Form::Quantized(quantized.share()),
         };
@@ -96,6 +114,7 @@ impl Linear {
     pub fn forward(&self, x: &Tensor) -> Result<Tensor, TchError> {
         match &self.form {
             Form::Plain => x.f_linear(&self.weight, Some(&self.bias)),
+            Form::Panels => panels::linear(x, &self.weight, &self.bias, Then::Nothing),
             Form::Packed => onednn::linear(x, &self.weight, &self.bias, c"none"),
             Form::Quantized(quantized) => quantized.forward(x, self, c"none"),
         }
@@ -105,6 +124,7 @@ impl Linear {
     pub fn forward_gelu(&self, x: &Tensor) -> Result<Tensor, TchError> {
         match &self.form {
             Form::Plain => x.f_linear(&self.weight, Some(&self.bias))?.f_gelu("none"),
+            Form::Panels => panels::linear(x, &self.weight, &self.bias, Then::Gelu),
             Form::Packed => onednn::linear(x, &self.weight, &self.bias, c"gelu"),
             Form::Quantized(quantized) => quantized.forward(x, self, c"gelu"),
         }
@@ -114,6 +134,7 @@ impl Linear {
     pub fn forward_add(&self, x: &Tensor, residual: &Tensor) -> Result<Tensor, TchError> {
         match &self.form {
             Form::Plain => x.f_linear(&self.weight, Some(&self.bias))?.f_add(residual),
+            Form::Panels => panels::linear(x, &self.weight, &self.bias, Then::Add(residual)),
             Form::Packed => onednn::linear_add(x, residual, &self.weight, &self.bias),
             Form::Quantized(quantized) => quantized.forward_add(x, residual, self),
         }
@@ -149,25 +170,33 @@ mod tests {
         };
         let (weight, bias) = (random([96, 64]), random([1, 96]).view([96]));
         let layer = Linear::new(weight.to_kind(kind), bias.to_kind(kind));
-        let is_packed = matches!(layer.form, Form::Packed);
-        assert_eq!(is_packed, cfg!(all(target_os = "linux", target_arch = "x86_64")));
+        let is_plain = matches!(layer.form, Form::Plain);
+        assert_eq!(is_plain, !cfg!(all(target_os = "linux", target_arch = "x86_64")));
+        let mut layers = vec![layer];
+        if matches!(layers[0].form, Form::Panels)
+            && let Some(weight) = onednn::pack(&weight)
+        {
+            layers.push(Linear { weight, bias: bias.shallow_clone(), form: Form::Packed });
+        }
         let plain = Linear::plain(weight, bias);
-        for rows in [1, 3, 16, 300] {
+        for rows in [1, 3, 14, 15, 16, 300] {
             let (x, residual) = (random([rows, 64]), random([rows, 96]));
             let (x_kind, residual_kind) = (x.to_kind(kind), residual.to_kind(kind));
-            for (ours, theirs) in [
-                (layer.forward(&x_kind), plain.forward(&x)),
-                (layer.forward_gelu(&x_kind), plain.forward_gelu(&x)),
-                (layer.forward_add(&x_kind, &residual_kind), plain.forward_add(&x, &residual)),
-                (
-                    layer.on(Device::Cpu).unwrap().forward(&x_kind),
-                    plain.on(Device::Cpu).unwrap().forward(&x),
-                ),
-            ] {
-                let ours = ours.unwrap();
-                assert_eq!(ours.kind(), kind);
-                let difference = (ours.to_kind(Kind::Float) - theirs.unwrap()).abs().max();
-                assert!(f64::try_from(&difference).unwrap() < tolerance, "{rows} rows");
+            for layer in &layers {
+                for (ours, theirs) in [
+                    (layer.forward(&x_kind), plain.forward(&x)),
+                    (layer.forward_gelu(&x_kind), plain.forward_gelu(&x)),
+                    (layer.forward_add(&x_kind, &residual_kind), plain.forward_add(&x, &residual)),
+                    (
+                        layer.on(Device::Cpu).unwrap().forward(&x_kind),
+                        plain.on(Device::Cpu).unwrap().forward(&x),
+                    ),
+                ] {
+                    let ours = ours.unwrap();
+                    assert_eq!(ours.kind(), kind);
+                    let difference = (ours.to_kind(Kind::Float) - theirs.unwrap()).abs().max();
+                    assert!(f64::try_from(&difference).unwrap() < tolerance, "{rows} rows");
+                }
             }
         }
     }

@@ -20,8 +20,8 @@ pub trait Forward: Send + 'static {
         Ok(())
     }
 
-    /// One vector per text.
-    fn embed(&mut self, texts: &[Arc<[u32]>]) -> Result<Rows, Fault>;
+    /// One vector per text. So many workers have nothing to do.
+    fn embed(&mut self, texts: &[Arc<[u32]>], idle: usize) -> Result<Rows, Fault>;
 }
 
 /// Why a batch was not embedded.
@@ -354,7 +354,7 @@ fn run<F: Forward>(shared: &Shared, index: usize, mut worker: F, share: Option<&
             asked = started;
             shared.allow((share.ask)());
         }
-        let embed = || embed_in_parts(&mut worker, &batch.texts, &shared.metrics);
+        let embed = || embed_in_parts(&mut worker, &batch.texts, batch.idle, &shared.metrics);
         let outcome = catch_unwind(AssertUnwindSafe(embed));
         let took = started.elapsed();
         let (reason, lost) = match outcome {
@@ -397,15 +397,16 @@ fn run<F: Forward>(shared: &Shared, index: usize, mut worker: F, share: Option<&
 fn embed_in_parts<F: Forward>(
     worker: &mut F,
     texts: &[Arc<[u32]>],
+    idle: usize,
     metrics: &Metrics,
 ) -> Result<Rows, Fault> {
-    match worker.embed(texts) {
+    match worker.embed(texts, idle) {
         Err(Fault::OutOfMemory(reason)) if texts.len() > 1 => {
             tracing::warn!(texts = texts.len(), reason, "a batch is embedded in halves");
             metrics.embed_batches_halved.inc();
             let (first, second) = texts.split_at(texts.len() / 2);
-            let mut rows = embed_in_parts(worker, first, metrics)?;
-            rows.extend(embed_in_parts(worker, second, metrics)?);
+            let mut rows = embed_in_parts(worker, first, idle, metrics)?;
+            rows.extend(embed_in_parts(worker, second, idle, metrics)?);
             Ok(rows)
         }
         outcome => outcome,

@@ -311,6 +311,20 @@ fn workers_share_what_waits() {
 }
 
 #[test]
+fn workers_are_idle_when_there_is_one_batch_alone() {
+    let mut bench = Bench::new(Limits { workers: 3, ..limits() });
+    let idle = |bench: &mut Bench| bench.queue.take(bench.start).map(|batch| batch.idle);
+    bench.push(Class::Interactive, 10).unwrap();
+    assert_eq!(idle(&mut bench), Some(2));
+    bench.push(Class::Interactive, 20).unwrap();
+    assert_eq!(idle(&mut bench), Some(0), "another is being computed");
+    let mut bench = Bench::new(Limits { workers: 3, ..limits() });
+    bench.push(Class::Bulk, 200).unwrap();
+    bench.push(Class::Bulk, 201).unwrap();
+    assert_eq!(idle(&mut bench), Some(0), "another waits");
+}
+
+#[test]
 fn a_query_waits_for_no_document_that_is_not_yet_being_computed() {
     let mut bench = Bench::new(limits());
     for _ in 0..100 {

@@ -20,7 +20,7 @@ enum Order {
 }
 
 impl Forward for Fake {
-    fn embed(&mut self, texts: &[Arc<[u32]>]) -> Result<Rows, Fault> {
+    fn embed(&mut self, texts: &[Arc<[u32]>], _: usize) -> Result<Rows, Fault> {
         self.seen.send(texts.to_vec()).ok();
         let order = self.orders.lock().unwrap().recv();
         match order.unwrap_or(Order::Embed) {

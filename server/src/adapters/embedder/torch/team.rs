@@ -1,0 +1,220 @@
+//! CPUs that would be idle help with a batch: what can be done in parts is shared among them.
+//!
+//! There is no barrier to wait at: whoever comes takes the next part, and a helper that gets no CPU
+//! takes none. Helpers spin while the batch is computed, which is milliseconds, and sleep otherwise.
+
+use std::cell::Cell;
+use std::hint::spin_loop;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicUsize, Ordering};
+use std::thread::{JoinHandle, park, yield_now};
+
+/// Rounds of waiting for a helper after which others get the CPU, which may be the helper's.
+const SPINS: u32 = 1_000;
+
+thread_local! {
+    /// What helps with what this thread computes.
+    static HELPERS: Cell<Option<*const Shared>> = const { Cell::new(None) };
+}
+
+pub struct Team {
+    shared: Arc<Shared>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+#[derive(Default)]
+struct Shared {
+    /// Somebody's batch is computed: helpers are awake.
+    busy: AtomicBool,
+    ending: AtomicBool,
+    /// Counts the jobs.
+    number: AtomicUsize,
+    /// Valid while `is_open`, and until `helping` is zero after that.
+    job: AtomicPtr<Job<'static>>,
+    is_open: AtomicBool,
+    helping: AtomicUsize,
+}
+
+struct Job<'a> {
+    parts: usize,
+    next: AtomicUsize,
+    work: &'a (dyn Fn(usize) + Sync),
+}
+
+impl Team {
+    pub fn new(helpers: usize) -> std::io::Result<Self> {
+        let mut team = Self { shared: Arc::default(), threads: Vec::new() };
+        for number in 0..helpers {
+            let shared = Arc::clone(&team.shared);
+            let thread = std::thread::Builder::new().name(format!("embed-help-{number}"));
+            team.threads.push(thread.spawn(move || shared.help())?);
+        }
+        Ok(team)
+    }
+
+    /// Computes something, with the help of so many at most. They help one thread at a time: without
+    /// them is whoever comes while they do.
+    pub fn assist<T>(&self, helpers: usize, compute: impl FnOnce() -> T) -> T {
+        let helpers = helpers.min(self.threads.len());
+        if helpers == 0 || self.shared.busy.swap(true, Ordering::SeqCst) {
+            return compute();
+        }
+        let _over = Over(&self.shared);
+        for thread in &self.threads[..helpers] {
+            thread.thread().unpark();
+        }
+        HELPERS.set(Some(Arc::as_ptr(&self.shared)));
+        compute()
+    }
+}
+
+/// Sends the helpers to sleep.
+struct Over<'a>(&'a Shared);
+
+impl Drop for Over<'_> {
+    fn drop(&mut self) {
+        HELPERS.set(None);
+        self.0.busy.store(false, Ordering::SeqCst);
+    }
+}
+
+impl Drop for Team {
+    fn drop(&mut self) {
+        self.shared.ending.store(true, Ordering::SeqCst);
+        for thread in self.threads.drain(..) {
+            thread.thread().unpark();
+            // A panic of it was reported when it happened.
+            let _ = thread.join();
+        }
+    }
+}
+
+/// Does the parts `0..parts` of a piece of work, by this thread and those that help it.
+pub fn share(parts: usize, work: impl Fn(usize) + Sync) {
+    let Some(shared) = HELPERS.get() else { return (0..parts).for_each(work) };
+    // SAFETY: it is there as long as the team, which outlives the `assist` that set it.
+    let shared = unsafe { &*shared };
+    let job = Job { parts, next: AtomicUsize::new(0), work: &work };
+    shared.job.store((&raw const job).cast_mut().cast(), Ordering::SeqCst);
+    shared.is_open.store(true, Ordering::SeqCst);
+    shared.number.fetch_add(1, Ordering::SeqCst);
+    let _closed = Closed(shared);
+    job.take_part();
+}
+
+/// Closes a job, before it goes.
+struct Closed<'a>(&'a Shared);
+
+impl Drop for Closed<'_> {
+    fn drop(&mut self) {
+        self.0.is_open.store(false, Ordering::SeqCst);
+        // Who has come before takes part still; who comes now finds it closed.
+        let mut spins = 0_u32;
+        while self.0.helping.load(Ordering::SeqCst) > 0 {
+            spins = spins.wrapping_add(1);
+            if spins.is_multiple_of(SPINS) { yield_now() } else { spin_loop() }
+        }
+    }
+}
+
+impl Job<'_> {
+    fn take_part(&self) {
+        loop {
+            let part = self.next.fetch_add(1, Ordering::Relaxed);
+            if part >= self.parts {
+                return;
+            }
+            (self.work)(part);
+        }
+    }
+}
+
+impl Shared {
+    fn help(&self) {
+        let mut seen = 0;
+        while !self.ending.load(Ordering::SeqCst) {
+            if !self.busy.load(Ordering::SeqCst) {
+                park();
+                continue;
+            }
+            let number = self.number.load(Ordering::SeqCst);
+            if number == seen {
+                spin_loop();
+                continue;
+            }
+            seen = number;
+            self.helping.fetch_add(1, Ordering::SeqCst);
+            let _left = Left(&self.helping);
+            if self.is_open.load(Ordering::SeqCst) {
+                // SAFETY: while it was open `helping` was counted, which `share` waits for.
+                unsafe { (*self.job.load(Ordering::SeqCst)).take_part() }
+            }
+        }
+    }
+}
+
+struct Left<'a>(&'a AtomicUsize);
+
+impl Drop for Left<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+    use std::thread;
+
+    use super::*;
+
+    /// How often each part was done.
+    fn done(parts: usize) -> Vec<usize> {
+        let counts: Vec<AtomicUsize> = (0..parts).map(|_| AtomicUsize::new(0)).collect();
+        share(parts, |part| {
+            counts[part].fetch_add(1, Ordering::Relaxed);
+        });
+        counts.into_iter().map(AtomicUsize::into_inner).collect()
+    }
+
+    #[test]
+    fn every_part_is_done_once_with_and_without_help() {
+        let team = Team::new(3).unwrap();
+        for round in 0..2_000 {
+            let parts = round % 7;
+            assert_eq!(team.assist(round % 5, || done(parts)), vec![1; parts]);
+            assert_eq!(done(parts), vec![1; parts]);
+        }
+    }
+
+    #[test]
+    fn helpers_do_parts() {
+        let team = Team::new(1).unwrap();
+        let threads = Mutex::new(Vec::new());
+        let both = || threads.lock().unwrap().len() == 2;
+        team.assist(1, || {
+            share(2, |_| {
+                threads.lock().unwrap().push(thread::current().id());
+                // The other part is for the other.
+                while !both() {
+                    yield_now();
+                }
+            });
+        });
+        let threads = threads.into_inner().unwrap();
+        assert_ne!(threads[0], threads[1]);
+    }
+
+    #[test]
+    fn who_comes_while_they_help_another_does_all_by_itself() {
+        let team = Team::new(1).unwrap();
+        team.assist(1, || {
+            thread::scope(|scope| {
+                let other = scope.spawn(|| team.assist(1, || (HELPERS.get().is_none(), done(5))));
+                assert_eq!(other.join().unwrap(), (true, vec![1; 5]));
+            });
+            assert_eq!(done(5), [1; 5]);
+        });
+        assert!(HELPERS.get().is_none());
+    }
+}
