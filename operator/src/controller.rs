@@ -30,6 +30,7 @@ use crate::components::meta::MANAGER;
 use crate::components::{Desired, Observed, desired};
 use crate::crd::SearchDeployment;
 use crate::error::Error;
+use crate::handover::due;
 use crate::metrics::Metrics;
 use crate::patroni::{Cluster, Patroni};
 use crate::report::Report;
@@ -264,6 +265,7 @@ async fn reconcile_once(object: &SearchDeployment, context: &Context) -> Result<
         context.report.status(object, status).await?;
         return Ok(Action::requeue(RESYNC));
     }
+    let changes = due(changes, &deployment, &observed);
     let made = make(object, &deployment, context, &changes, &mut observed).await;
     let (cluster, made, wait) = match made {
         Ok(conflict) => postgres(object, &deployment, context, &observed, conflict).await,

@@ -11,6 +11,7 @@ pub mod components;
 pub mod controller;
 pub mod crd;
 pub mod error;
+mod handover;
 pub mod leader;
 pub mod metrics;
 pub mod patroni;

@@ -40,7 +40,7 @@ pub enum Outcome<'a> {
 
 /// Pods of a component, wanted and there.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-struct Pods {
+pub struct Pods {
     wanted: i64,
     ready: i64,
     /// Whether all are of the present template, and none of an older one is left.
@@ -48,7 +48,7 @@ struct Pods {
 }
 
 impl Pods {
-    fn of(observed: &Observed, kind: Kind, name: &str) -> Self {
+    pub fn of(observed: &Observed, kind: Kind, name: &str) -> Self {
         let Some(object) = observed.objects.get(&(kind, name.to_owned())) else {
             return Self::default();
         };
@@ -65,7 +65,7 @@ impl Pods {
         }
     }
 
-    fn is_settled(self) -> bool {
+    pub fn is_settled(self) -> bool {
         self.updated && self.ready >= self.wanted
     }
 
