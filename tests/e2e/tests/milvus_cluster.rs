@@ -124,6 +124,12 @@ async fn the_loss_of_a_query_node_is_not_noticed_where_another_has_a_copy() {
             "query nodes killed, one copy: well again after {:.1} s; {one}",
             longest.as_secs_f64()
         ));
+        let reasons = format!(
+            r#"kubectl logs -n {NAMESPACE} -l app.kubernetes.io/component=api --tail=-1 |
+                grep 'request failed' | grep -oE '"?error"?[:=].*' | cut -c1-300 |
+                sed -E 's/[0-9]{{4,}}/N/g' | sort | uniq -c | sort -rn | head -8"#
+        );
+        figure(&format!("servers said:\n{}", cluster.sh(&reasons).await));
         let patch = r#"{"spec": {"milvus": {"replicaNumber": 2}}}"#;
         let target = format!("searchdeployment -n {NAMESPACE} sextant");
         cluster.sh(&format!("kubectl patch {target} --type merge -p '{patch}'")).await;

@@ -43,6 +43,9 @@ use tokenizer::{TextTokenizer, Tokens};
 /// waits some tens of milliseconds.
 const CPU_BATCH_TOKENS: usize = 512;
 const CUDA_BATCH_TOKENS: usize = 16_384;
+/// Less would waste a CPU's vector units; a GPU takes hardly longer for all than for half.
+const CPU_SHARE_TOKENS: usize = 128;
+const CUDA_SHARE_TOKENS: usize = CUDA_BATCH_TOKENS / 2;
 /// On each GPU: while one waits for it, another prepares what comes next.
 const CUDA_WORKERS: usize = 2;
 /// Every text has the two special tokens.
@@ -185,12 +188,14 @@ impl TorchEmbedder {
 
         let cpus = cpus_now();
         let follows_share = device == tch::Device::Cpu && options.workers == 0;
-        let (workers, batch_tokens) = match device {
-            tch::Device::Cpu if follows_share => (cpus, CPU_BATCH_TOKENS),
-            tch::Device::Cpu => (options.workers, CPU_BATCH_TOKENS),
+        let (workers, batch_tokens, share_tokens) = match device {
+            tch::Device::Cpu => {
+                let workers = if follows_share { cpus } else { options.workers };
+                (workers, CPU_BATCH_TOKENS, CPU_SHARE_TOKENS)
+            }
             _ => {
                 let of_each = if options.workers == 0 { CUDA_WORKERS } else { options.workers };
-                (of_each * devices.len(), CUDA_BATCH_TOKENS)
+                (of_each * devices.len(), CUDA_BATCH_TOKENS, CUDA_SHARE_TOKENS)
             }
         };
         let set = options.max_batch_tokens;
@@ -198,6 +203,7 @@ impl TorchEmbedder {
             texts: options.queue_texts,
             tokens: options.queue_tokens,
             batch_tokens: if set == 0 { batch_tokens } else { set.max(max_tokens) },
+            share_tokens,
             workers,
             batching: options.batching,
         };
@@ -410,7 +416,10 @@ fn devices(asked: Device) -> Result<Vec<tch::Device>, LoadError> {
         return Ok(vec![tch::Device::Cpu]);
     }
     let none = |found: String| match asked {
-        Device::Auto => Ok(vec![tch::Device::Cpu]),
+        Device::Auto => {
+            tracing::info!(found, "no GPU is used");
+            Ok(vec![tch::Device::Cpu])
+        }
         asked => Err(LoadError::NoCuda { asked, found }),
     };
     match (cuda::count(), asked) {

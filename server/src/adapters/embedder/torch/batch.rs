@@ -21,8 +21,6 @@ use crate::ports::{Class, Urgency};
 
 /// One batch in so many goes to bulk while both classes wait.
 const BULK_TURN: usize = 5;
-/// A share below this many tokens would waste the processor's vector units.
-const MIN_SHARE: usize = 128;
 /// How many texts that do not fit a batch are passed over before it is closed.
 const LOOKAHEAD: usize = 64;
 /// How often a refusal may look through the whole queue for texts that nobody wants any more.
@@ -47,6 +45,8 @@ pub struct Limits {
     pub tokens: usize,
     /// Tokens in a batch; one text always fits.
     pub batch_tokens: usize,
+    /// What waits is shared among the workers, but not in smaller shares than of so many tokens.
+    pub share_tokens: usize,
     /// That run.
     pub workers: usize,
     pub batching: Batching,
@@ -348,7 +348,7 @@ impl<W: Waiter> Queue<W> {
     fn fill(&mut self, class: Class, now: Instant) -> Option<Batch> {
         let most = self.limits.batch_tokens;
         let share = self.line(class).tokens.div_ceil(self.limits.workers.max(1));
-        let budget = share.clamp(MIN_SHARE.min(most), most);
+        let budget = share.clamp(self.limits.share_tokens.min(most), most);
         let mut chosen: Vec<(usize, u64)> = Vec::new();
         let mut tokens = 0;
         let mut latest_end = None;

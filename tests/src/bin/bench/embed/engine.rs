@@ -147,13 +147,24 @@ impl Engine {
 }
 
 impl Peer {
+    /// It runs only meanwhile: threads of these libraries wait for their next work by spinning.
     fn ask(&mut self, what: &Value) -> Result<Value, Failure> {
+        self.signal(libc::SIGCONT)?;
         writeln!(self.asked, "{what}")?;
         let mut line = String::new();
         if self.answers.read_line(&mut line)? == 0 {
             return Err("another library has ended; what it said is above".into());
         }
+        self.signal(libc::SIGSTOP)?;
         Ok(serde_json::from_str(&line)?)
+    }
+
+    fn signal(&self, signal: i32) -> Result<(), Failure> {
+        // SAFETY: a child of ours that was not waited for, so that the number is still its own.
+        match unsafe { libc::kill(self.child.id().cast_signed(), signal) } {
+            0 => Ok(()),
+            _ => Err(std::io::Error::last_os_error().into()),
+        }
     }
 }
 

@@ -29,6 +29,7 @@ fn limits() -> Limits {
         texts: 1_000,
         tokens: 1 << 20,
         batch_tokens: 512,
+        share_tokens: 128,
         workers: 1,
         batching: Batching::Deadline,
     }

@@ -51,6 +51,7 @@ impl Bench {
             texts: 100,
             tokens: 10_000,
             batch_tokens: 512,
+            share_tokens: 128,
             workers,
             batching: Batching::Deadline,
         };
