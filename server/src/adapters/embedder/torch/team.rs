@@ -9,8 +9,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicUsize, Ordering};
 use std::thread::{JoinHandle, park, yield_now};
 
-/// Rounds of waiting for a helper after which others get the CPU, which may be the helper's.
-const SPINS: u32 = 1_000;
+/// Rounds of waiting after which others get the CPU: it may be that of whom is waited for.
+const SPINS: u32 = 64;
 
 thread_local! {
     /// What helps with what this thread computes.
@@ -109,12 +109,16 @@ impl Drop for Closed<'_> {
     fn drop(&mut self) {
         self.0.is_open.store(false, Ordering::SeqCst);
         // Who has come before takes part still; who comes now finds it closed.
-        let mut spins = 0_u32;
+        let mut spins = 0;
         while self.0.helping.load(Ordering::SeqCst) > 0 {
-            spins = spins.wrapping_add(1);
-            if spins.is_multiple_of(SPINS) { yield_now() } else { spin_loop() }
+            wait(&mut spins);
         }
     }
+}
+
+fn wait(spins: &mut u32) {
+    *spins = spins.wrapping_add(1);
+    if spins.is_multiple_of(SPINS) { yield_now() } else { spin_loop() }
 }
 
 impl Job<'_> {
@@ -131,7 +135,7 @@ impl Job<'_> {
 
 impl Shared {
     fn help(&self) {
-        let mut seen = 0;
+        let (mut seen, mut spins) = (0, 0);
         while !self.ending.load(Ordering::SeqCst) {
             if !self.busy.load(Ordering::SeqCst) {
                 park();
@@ -139,7 +143,7 @@ impl Shared {
             }
             let number = self.number.load(Ordering::SeqCst);
             if number == seen {
-                spin_loop();
+                wait(&mut spins);
                 continue;
             }
             seen = number;

@@ -1,7 +1,7 @@
 //! The linear layer in fp32 on CPUs with AVX-512: own code, since a query has a dozen rows, for which
 //! libraries are slow. Measured on one core of an Intel Xeon, all layers of all-MiniLM-L6-v2 at ten
-//! rows: 1.8 ms, oneDNN 3.6, MKL 5.5; reading the weights alone takes 1.6. With many rows it is as fast
-//! as either.
+//! rows: 1.8 ms, oneDNN 3.6, MKL 5.5; reading the weights alone takes 1.6. With many rows oneDNN is
+//! faster.
 //!
 //! # Source
 //! Goto and van de Geijn 2008, "Anatomy of High-Performance Matrix Multiplication", for the order of
