@@ -188,15 +188,12 @@ impl TorchEmbedder {
 
         let cpus = cpus_now();
         let follows_share = device == tch::Device::Cpu && options.workers == 0;
-        let (workers, batch_tokens, share_tokens) = match device {
-            tch::Device::Cpu => {
-                let workers = if follows_share { cpus } else { options.workers };
-                (workers, CPU_BATCH_TOKENS, CPU_SHARE_TOKENS)
-            }
-            _ => {
-                let of_each = if options.workers == 0 { CUDA_WORKERS } else { options.workers };
-                (of_each * devices.len(), CUDA_BATCH_TOKENS, CUDA_SHARE_TOKENS)
-            }
+        let (workers, batch_tokens, share_tokens) = if device == tch::Device::Cpu {
+            let workers = if follows_share { cpus } else { options.workers };
+            (workers, CPU_BATCH_TOKENS, CPU_SHARE_TOKENS)
+        } else {
+            let of_each = if options.workers == 0 { CUDA_WORKERS } else { options.workers };
+            (of_each * devices.len(), CUDA_BATCH_TOKENS, CUDA_SHARE_TOKENS)
         };
         let set = options.max_batch_tokens;
         let limits = Limits {
