@@ -23,7 +23,7 @@ pub fn due(changes: Vec<Change>, deployment: &Deployment, observed: &Observed) -
     let (begins, ends) = if deployment.spec.embedder.is_dedicated() {
         (!ask_embedders && !is_settled(Component::Embedder), false)
     } else {
-        (false, ask_embedders || !is_settled(Component::Api))
+        (false, ask_embedders || !is_settled(Component::Api) || any_ends(observed))
     };
     let is_due = |change: &Change| match change {
         Change::Update { manifest, .. } if manifest.kind == Kind::Deployment => {
@@ -40,6 +40,14 @@ pub fn due(changes: Vec<Change>, deployment: &Deployment, observed: &Observed) -
         _ => true,
     };
     changes.into_iter().filter(is_due).collect()
+}
+
+/// Whether an API server still finishes what it was asked.
+fn any_ends(observed: &Observed) -> bool {
+    observed.pods.iter().any(|pod| {
+        let component = pod.labels().get(COMPONENT).map(String::as_str);
+        component == Some(Component::Api.as_str()) && pod.metadata.deletion_timestamp.is_some()
+    })
 }
 
 fn is_there(observed: &Observed, deployment: &Deployment) -> bool {
@@ -147,5 +155,13 @@ mod tests {
             let next = made(&own, &now);
             assert_eq!(next.contains(&EMBEDDERS.to_owned()), ready, "{next:?}");
         }
+        let mut now = merged(before, observed(&own, |_| true));
+        let pod = json!({"metadata": {
+            "name": "gym-api-1",
+            "labels": {COMPONENT: "api"},
+            "deletionTimestamp": "2026-01-01T00:00:00Z",
+        }});
+        now.pods.push(Arc::new(serde_json::from_value(pod).unwrap()));
+        assert!(is_held(&made(&own, &now)), "a server ends");
     }
 }
