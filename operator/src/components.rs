@@ -21,7 +21,6 @@ use std::sync::Arc;
 use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::Secret;
 use k8s_openapi::jiff::civil::Date;
-use kube::ResourceExt;
 use kube::api::{ApiResource, DynamicObject};
 use rand::Rng;
 use serde::Serialize;
@@ -180,13 +179,9 @@ pub struct Observed {
 }
 
 impl Observed {
-    /// Pods of the managed Postgres, by name.
-    pub fn postgres_pods(&self) -> impl Iterator<Item = &Arc<DynamicObject>> {
-        let label = meta::Component::Postgres.as_str();
-        let is = move |pod: &&Arc<DynamicObject>| {
-            pod.labels().get(meta::COMPONENT).is_some_and(|component| component == label)
-        };
-        self.pods.iter().filter(is)
+    /// Pods of a component, by name.
+    pub fn pods_of(&self, component: meta::Component) -> impl Iterator<Item = &Arc<DynamicObject>> {
+        self.pods.iter().filter(move |pod| component.is_of(&***pod))
     }
 
     fn secret_data(&self, name: &str) -> BTreeMap<String, ByteString> {

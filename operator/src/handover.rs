@@ -1,10 +1,8 @@
 //! API servers are at no time without what embeds for them: dedicated embedders are there before the
 //! servers that ask them, and go after the last of those.
 
-use kube::ResourceExt;
-
 use crate::changes::Change;
-use crate::components::meta::{COMPONENT, Component};
+use crate::components::meta::Component;
 use crate::components::{Kind, Observed, keys};
 use crate::status::Pods;
 use crate::validate::Deployment;
@@ -23,7 +21,10 @@ pub fn due(changes: Vec<Change>, deployment: &Deployment, observed: &Observed) -
     let (begins, ends) = if deployment.spec.embedder.is_dedicated() {
         (!ask_embedders && !is_settled(Component::Embedder), false)
     } else {
-        (false, ask_embedders || !is_settled(Component::Api) || any_ends(observed))
+        // One that ends still finishes what it was asked.
+        let mut pods = observed.pods_of(Component::Api);
+        let any_ends = pods.any(|pod| pod.metadata.deletion_timestamp.is_some());
+        (false, ask_embedders || !is_settled(Component::Api) || any_ends)
     };
     let is_due = |change: &Change| match change {
         Change::Update { manifest, .. } if manifest.kind == Kind::Deployment => {
@@ -33,21 +34,10 @@ pub fn due(changes: Vec<Change>, deployment: &Deployment, observed: &Observed) -
         Change::Update { manifest, .. } if manifest.kind == Kind::NetworkPolicy => {
             !(ends && is_there(observed, deployment))
         }
-        Change::Delete { live, .. } => {
-            let component = live.labels().get(COMPONENT).map(String::as_str);
-            !(ends && component == Some(Component::Embedder.as_str()))
-        }
+        Change::Delete { live, .. } => !(ends && Component::Embedder.is_of(&**live)),
         _ => true,
     };
     changes.into_iter().filter(is_due).collect()
-}
-
-/// Whether an API server still finishes what it was asked.
-fn any_ends(observed: &Observed) -> bool {
-    observed.pods.iter().any(|pod| {
-        let component = pod.labels().get(COMPONENT).map(String::as_str);
-        component == Some(Component::Api.as_str()) && pod.metadata.deletion_timestamp.is_some()
-    })
 }
 
 fn is_there(observed: &Observed, deployment: &Deployment) -> bool {
@@ -66,7 +56,8 @@ mod tests {
 
     use super::*;
     use crate::changes::{APPLIED, changes};
-    use crate::components::desired;
+    use crate::components::meta::COMPONENT;
+    use crate::components::{Desired, desired};
     use crate::validate::validate;
 
     fn deployment(embedder: &Value) -> Deployment {
@@ -79,20 +70,21 @@ mod tests {
         validate(&serde_json::from_value(object).unwrap(), "1.0.0").unwrap()
     }
 
+    fn wanted(deployment: &Deployment, observed: &Observed) -> Desired {
+        let today = k8s_openapi::jiff::civil::date(2026, 1, 1);
+        desired(deployment, observed, today, &mut StdRng::seed_from_u64(1)).unwrap()
+    }
+
     /// What is to be made now, in words.
     fn made(deployment: &Deployment, observed: &Observed) -> Vec<String> {
-        let today = k8s_openapi::jiff::civil::date(2026, 1, 1);
-        let wanted = desired(deployment, observed, today, &mut StdRng::seed_from_u64(1)).unwrap();
-        let changes = changes(deployment, &wanted, observed);
+        let changes = changes(deployment, &wanted(deployment, observed), observed);
         due(changes, deployment, observed).iter().map(ToString::to_string).collect()
     }
 
     /// All that a deployment is to have, and pods that are as far as is said.
     fn observed(deployment: &Deployment, is_ready: impl Fn(&str) -> bool) -> Observed {
         let mut observed = Observed::default();
-        let today = k8s_openapi::jiff::civil::date(2026, 1, 1);
-        let wanted = desired(deployment, &observed, today, &mut StdRng::seed_from_u64(1)).unwrap();
-        for manifest in wanted.manifests() {
+        for manifest in wanted(deployment, &observed).manifests() {
             let mut body = manifest.body.clone();
             body["metadata"]["annotations"][APPLIED] = manifest.hash().into();
             let replicas = body["spec"]["replicas"].as_i64().unwrap_or(1);

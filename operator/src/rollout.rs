@@ -31,7 +31,7 @@ const INITIALIZE: &str = "initialize";
 
 /// Addresses of the pods that run.
 fn addresses(observed: &Observed) -> impl Iterator<Item = (String, String)> {
-    observed.postgres_pods().filter_map(|pod| {
+    observed.pods_of(Component::Postgres).filter_map(|pod| {
         let ip = pod.data["status"]["podIP"].as_str()?.to_owned();
         (pod.metadata.deletion_timestamp.is_none()).then(|| (pod.name_any(), ip))
     })
@@ -284,11 +284,11 @@ fn members(deployment: &Deployment, observed: &Observed, cluster: &Cluster) -> V
             name,
         }
     };
-    observed.postgres_pods().map(member).collect()
+    observed.pods_of(Component::Postgres).map(member).collect()
 }
 
 async fn delete_pod(client: &Client, observed: &Observed, name: &str) -> Result<(), Error> {
-    let Some(pod) = observed.postgres_pods().find(|pod| pod.name_any() == name) else {
+    let Some(pod) = observed.pods_of(Component::Postgres).find(|pod| pod.name_any() == name) else {
         return Ok(());
     };
     let api: Api<Pod> = Api::namespaced(client.clone(), &pod.namespace().unwrap_or_default());

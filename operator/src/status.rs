@@ -241,7 +241,7 @@ fn primary(observed: &Observed) -> Option<String> {
     let is_primary = |pod: &&std::sync::Arc<kube::api::DynamicObject>| {
         pod.labels().get(ROLE_LABEL).is_some_and(|role| role == PRIMARY)
     };
-    observed.postgres_pods().find(is_primary).map(|pod| pod.name_any())
+    observed.pods_of(Component::Postgres).find(is_primary).map(|pod| pod.name_any())
 }
 
 struct Conditions<'a> {

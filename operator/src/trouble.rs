@@ -9,7 +9,7 @@ use kube::ResourceExt;
 use kube::api::DynamicObject;
 use serde_json::Value;
 
-use crate::components::meta::COMPONENT;
+use crate::components::meta::{COMPONENT, Component};
 use crate::components::postgres::DISK_SPACE;
 use crate::components::{Kind, Observed};
 
@@ -41,7 +41,7 @@ pub fn low_disk_space(observed: &Observed) -> Vec<String> {
         let left = pod.annotations().get(DISK_SPACE)?;
         Some(format!("the volume of {} is nearly full: {left}", pod.name_any()))
     };
-    observed.postgres_pods().filter_map(of_pod).take(MAX_TROUBLES).collect()
+    observed.pods_of(Component::Postgres).filter_map(of_pod).take(MAX_TROUBLES).collect()
 }
 
 /// Why Kubernetes makes no pods for a Deployment, as when a quota is used up.

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, OwnerReference};
-use kube::Resource;
 use kube::api::ObjectMeta;
+use kube::{Resource, ResourceExt};
 
 use crate::crd::SearchDeployment;
 use crate::validate::Deployment;
@@ -33,6 +33,11 @@ pub enum Component {
 }
 
 impl Component {
+    /// Whether an object is labelled as one of its own.
+    pub fn is_of(self, object: &impl ResourceExt) -> bool {
+        object.labels().get(COMPONENT).is_some_and(|component| component == self.as_str())
+    }
+
     /// What follows the SearchDeployment's name, and the label.
     pub fn as_str(self) -> &'static str {
         match self {

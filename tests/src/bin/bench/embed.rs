@@ -111,7 +111,6 @@ pub async fn run(options: &Options, embed: &EmbedOptions) -> Result<(), Failure>
     let names = engines.iter().filter_map(|engine| engine.name.strip_prefix(OURS));
     let precisions: Vec<String> = names.map(str::to_owned).collect();
     drop(engines);
-    let precisions: Vec<&str> = precisions.iter().map(String::as_str).collect();
     relevance::of_precisions(options, &embed.relevance, &precisions).await?;
     let ours = engine::options(options, serde_json::from_value(json!(options.precision))?)?;
     clients::compare(options, &ours).await?;

@@ -54,7 +54,7 @@ pub async fn run(options: &Options, relevance: &RelevanceOptions) -> Result<(), 
     let collections = relevance.collections()?;
     let embedded = {
         let server = Server::start(settings(options)).await;
-        let answers = ask_all(&server.api, &collections).await?;
+        let answers = ask_all(&server.api, &collections, &MODES).await?;
         server.terminate().await;
         answers
     };
@@ -67,7 +67,7 @@ pub async fn run(options: &Options, relevance: &RelevanceOptions) -> Result<(), 
             .set("milvus.timeout_ms", "20000")
             .set("server.request_timeout_ms", "30000");
         let server = Server::start(settings).await;
-        let answers = ask_all(&server.api, &collections).await?;
+        let answers = ask_all(&server.api, &collections, &MODES).await?;
         server.terminate().await;
         answers
     };
@@ -81,7 +81,7 @@ pub async fn run(options: &Options, relevance: &RelevanceOptions) -> Result<(), 
 pub async fn of_precisions(
     options: &Options,
     relevance: &RelevanceOptions,
-    precisions: &[&str],
+    precisions: &[String],
 ) -> Result<(), Failure> {
     title("What fewer bits cost: nDCG@10 of rankings by meaning");
     let collections = relevance.collections()?;
@@ -93,11 +93,10 @@ pub async fn of_precisions(
     for precision in precisions {
         let settings = settings(options).set("embedder.precision", precision);
         let server = Server::start(settings).await;
-        let mut cells = vec![(*precision).to_owned()];
-        for (number, collection) in collections.iter().enumerate() {
-            let Collection { name, text_fields, documents, .. } = collection;
-            import(&server.api, name, text_fields, documents).await?;
-            let found = mean_ndcg(collection, &ask(&server.api, collection, "dense").await?);
+        let answers = ask_all(&server.api, &collections, &["dense"]).await?;
+        let mut cells = vec![precision.clone()];
+        for (number, (collection, answers)) in collections.iter().zip(&answers).enumerate() {
+            let (name, found) = (collection.name, mean_ndcg(collection, &answers[0]));
             if full.len() == number {
                 full.push(found);
             }
@@ -114,16 +113,20 @@ pub async fn of_precisions(
 }
 
 /// The answers by collection and mode.
-async fn ask_all(api: &Api, collections: &[Collection]) -> Result<Vec<Vec<Vec<Ranking>>>, Failure> {
+async fn ask_all(
+    api: &Api,
+    collections: &[Collection],
+    modes: &[&str],
+) -> Result<Vec<Vec<Vec<Ranking>>>, Failure> {
     let mut all = Vec::new();
     for collection in collections {
         let Collection { name, text_fields, documents, .. } = collection;
         import(api, name, text_fields, documents).await?;
-        let mut modes = Vec::new();
-        for mode in MODES {
-            modes.push(ask(api, collection, mode).await?);
+        let mut answers = Vec::new();
+        for mode in modes {
+            answers.push(ask(api, collection, mode).await?);
         }
-        all.push(modes);
+        all.push(answers);
     }
     Ok(all)
 }

@@ -36,7 +36,7 @@ pub async fn run(options: &Options, start: &StartOptions) -> Result<(), Failure>
         for (number, latencies) in latencies.iter_mut().enumerate() {
             let text = texts::text(round * QUERIES + number as u64, 8);
             let asked = Instant::now();
-            embed(&mut connection, &text).await?;
+            embed(&mut connection, &[text]).await?;
             latencies.push(asked.elapsed().as_secs_f64() * 1e3);
         }
         server.stop().await;
@@ -71,11 +71,7 @@ pub async fn run(options: &Options, start: &StartOptions) -> Result<(), Failure>
                 })
                 .collect();
             number += input.len() as u64;
-            let answer =
-                connection.exchange(&post("/v1/embeddings", &json!({ "input": input }))).await?;
-            if answer.status != 200 {
-                return Err(format!("status {}", answer.status).into());
-            }
+            embed(&mut connection, &input).await?;
         }
         table.row(&[&until.as_secs(), &number, &mib(server.resident_bytes())]);
     }
@@ -84,8 +80,8 @@ pub async fn run(options: &Options, start: &StartOptions) -> Result<(), Failure>
     Ok(())
 }
 
-async fn embed(connection: &mut Connection, text: &str) -> Result<(), Failure> {
-    match connection.exchange(&post("/v1/embeddings", &json!({ "input": text }))).await?.status {
+async fn embed(connection: &mut Connection, input: &[String]) -> Result<(), Failure> {
+    match connection.exchange(&post("/v1/embeddings", &json!({ "input": input }))).await?.status {
         200 => Ok(()),
         status => Err(format!("status {status}").into()),
     }
