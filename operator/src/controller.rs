@@ -252,7 +252,7 @@ async fn reconcile_once(object: &SearchDeployment, context: &Context) -> Result<
             let observed = context.caches.observed(&deployment.namespace, &deployment.name);
             let outcome = Outcome::Failed { reason: error.reason(), message: error.chain() };
             let before = object.status.as_ref();
-            let status = status::status(&deployment, &observed, &outcome, before, &now());
+            let status = status::status(&deployment, &observed, None, &outcome, before, &now());
             context.report.status(object, status).await?;
             return Err(error);
         }
@@ -261,7 +261,7 @@ async fn reconcile_once(object: &SearchDeployment, context: &Context) -> Result<
     if deployment.spec.paused {
         let outcome = Outcome::Paused { pending: &changes };
         let status =
-            status::status(&deployment, &observed, &outcome, object.status.as_ref(), &now());
+            status::status(&deployment, &observed, None, &outcome, object.status.as_ref(), &now());
         context.report.status(object, status).await?;
         return Ok(Action::requeue(RESYNC));
     }
@@ -279,11 +279,8 @@ async fn reconcile_once(object: &SearchDeployment, context: &Context) -> Result<
         }
         Err(error) => Outcome::Failed { reason: error.reason(), message: error.chain() },
     };
-    let mut status =
-        status::status(&deployment, &observed, &outcome, object.status.as_ref(), &now());
-    if let (Some(status), Some(cluster)) = (&mut status.postgres, &cluster) {
-        status::replication(status, cluster);
-    }
+    let before = object.status.as_ref();
+    let status = status::status(&deployment, &observed, cluster.as_ref(), &outcome, before, &now());
     context.report.status(object, status).await?;
     let wait = |conflict: Option<_>| if conflict.is_some() { LONGEST_BACKOFF } else { wait };
     made.map(|conflict| Action::requeue(wait(conflict)))
@@ -312,7 +309,7 @@ async fn postgres(
         }
     };
     let step = context.rollout.step(deployment, observed, &looked).await;
-    let cluster = Some(looked.0);
+    let cluster = Some(looked);
     match step {
         Ok(Step::Done) => (cluster, Ok(conflict), PATRONI_PERIOD),
         Ok(Step::UnderWay) => (cluster, Ok(conflict), PATRONI_STEP),

@@ -23,36 +23,60 @@ pub enum PatroniError {
     Refused { status: u16, body: String },
 }
 
-/// What a member knows of all of them.
-#[derive(Clone, Debug, Default, Deserialize)]
+/// What the members say of themselves.
+#[derive(Clone, Debug, Default)]
 pub struct Cluster {
-    #[serde(default)]
     pub members: Vec<ClusterMember>,
 }
 
-#[derive(Clone, Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Default)]
 pub struct ClusterMember {
     pub name: String,
-    /// As in `leader`, `replica`, `sync_standby`.
-    #[serde(default)]
-    pub role: String,
-    /// As in `running`, `streaming`.
-    #[serde(default)]
+    /// Whether it holds the lock.
+    pub is_leader: bool,
+    /// Whether the leader waits for it before it acknowledges a write.
+    pub is_synchronous: bool,
+    /// As in `running`, `streaming`; empty when it did not answer.
     pub state: String,
-    #[serde(default)]
     pub timeline: Option<i64>,
-    /// Bytes behind the leader, or `unknown`.
-    #[serde(default)]
-    lag: Value,
-    #[serde(default)]
+    /// The end of its log, in bytes; of a replica, of what it has received.
+    pub position: Option<i64>,
     pub pending_restart: bool,
 }
 
-impl ClusterMember {
-    pub fn is_leader(&self) -> bool {
-        self.role == "leader"
+/// What `GET /leader` says, whatever its status.
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct Answer {
+    state: String,
+    /// Of a replica that is up: how it gets the log.
+    replication_state: Option<String>,
+    timeline: Option<i64>,
+    sync_standby: bool,
+    quorum_standby: bool,
+    pending_restart: bool,
+    xlog: Log,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct Log {
+    location: Option<i64>,
+    received_location: Option<i64>,
+}
+
+impl Cluster {
+    pub fn leader(&self) -> Option<&ClusterMember> {
+        self.members.iter().find(|member| member.is_leader)
     }
 
+    /// How many bytes a member has not received; `None` when that is not known.
+    pub fn lag(&self, member: &ClusterMember) -> Option<i64> {
+        Some((self.leader()?.position? - member.position?).max(0))
+    }
+}
+
+impl ClusterMember {
     /// Whether its Postgres does not start, whatever Patroni tries.
     pub fn has_failed(&self) -> bool {
         ["start failed", "restart failed", "stop failed", "crashed"].contains(&self.state.as_str())
@@ -62,11 +86,6 @@ impl ClusterMember {
     pub fn is_up(&self) -> bool {
         ["running", "streaming", "in archive recovery", "creating replica"]
             .contains(&self.state.as_str())
-    }
-
-    /// In bytes; `None` when it is not known.
-    pub fn lag(&self) -> Option<i64> {
-        self.lag.as_i64()
     }
 }
 
@@ -84,12 +103,29 @@ impl Patroni {
         Ok(Self { client: reqwest::Client::builder().no_proxy().build()? })
     }
 
-    pub async fn cluster(&self, ip: &str) -> Result<Cluster, PatroniError> {
-        let request = self.client.get(url(ip, "cluster")).timeout(LOOK);
-        Ok(serde_json::from_value(answer(request).await?).unwrap_or_default())
+    /// How a pod's member is. Not `GET /cluster`: it reads the lock anew, and a member that is about to
+    /// take the lock, because it saw that nobody had it, then takes it from who was faster.
+    ///
+    /// # Source
+    /// <https://github.com/patroni/patroni/issues/3718>
+    pub async fn member(&self, name: String, ip: &str) -> Result<ClusterMember, PatroniError> {
+        let answer = self.client.get(url(ip, "leader")).timeout(LOOK).send().await?;
+        let is_leader = answer.status().is_success();
+        let answer: Answer = answer.json().await?;
+        let Answer { state, replication_state, timeline, pending_restart, xlog, .. } = answer;
+        Ok(ClusterMember {
+            name,
+            is_leader,
+            is_synchronous: answer.sync_standby || answer.quorum_standby,
+            state: replication_state.filter(|_| !is_leader).unwrap_or(state),
+            timeline,
+            position: xlog.location.or(xlog.received_location),
+            pending_restart,
+        })
     }
 
-    /// The settings that all members share.
+    /// The settings that all members share. They are read and changed where the leader is: it does not
+    /// take the lock from anybody.
     pub async fn config(&self, ip: &str) -> Result<Value, PatroniError> {
         answer(self.client.get(url(ip, "config")).timeout(LOOK)).await
     }

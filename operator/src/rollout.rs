@@ -19,6 +19,7 @@ use crate::components::{Kind, Observed};
 use crate::crd::Synchronous;
 use crate::error::{Error, unless_gone};
 use crate::patroni::{Cluster, ClusterMember, Patroni, PatroniError};
+use crate::status::primary;
 use crate::validate::Deployment;
 
 const FORGET_AFTER: Duration = Duration::from_hours(24);
@@ -73,22 +74,28 @@ impl Rollout {
         }
     }
 
-    /// What Patroni says, and the address of who said it. `None` while no pod has an address.
+    /// What the members say, those that do not answer being unknown. `None` while no pod has an address.
     ///
     /// # Errors
     /// Why the last that was asked did not answer, when none did.
-    pub async fn look(
-        &self,
-        observed: &Observed,
-    ) -> Result<Option<(Cluster, String)>, PatroniError> {
-        let mut failure = None;
-        for (_, ip) in addresses(observed) {
-            match self.patroni.cluster(&ip).await {
-                Ok(cluster) => return Ok(Some((cluster, ip))),
-                Err(error) => failure = Some(error),
-            }
+    pub async fn look(&self, observed: &Observed) -> Result<Option<Cluster>, PatroniError> {
+        let mut pods: Vec<_> = addresses(observed).collect();
+        // First who leads: what others have of its log by then is compared with what it had.
+        let primary = primary(observed);
+        pods.sort_by_key(|(name, _)| Some(name) != primary.as_ref());
+        let (mut members, mut failure) = (Vec::new(), None);
+        for (name, ip) in pods {
+            let member = self.patroni.member(name.clone(), &ip).await;
+            members.push(member.unwrap_or_else(|error| {
+                failure = Some(error);
+                ClusterMember { name, ..ClusterMember::default() }
+            }));
         }
-        failure.map_or(Ok(None), Err)
+        let answered = members.iter().any(|member| !member.state.is_empty());
+        match failure {
+            Some(error) if !answered => Err(error),
+            _ => Ok((!members.is_empty()).then_some(Cluster { members })),
+        }
     }
 
     /// Makes one step towards the live settings and the template that are wanted.
@@ -99,31 +106,31 @@ impl Rollout {
         &self,
         deployment: &Deployment,
         observed: &Observed,
-        (cluster, ip): &(Cluster, String),
+        cluster: &Cluster,
     ) -> Result<Step, Error> {
         if self.is_abandoned(deployment, cluster) {
             return self.begin_again(deployment).await;
         }
-        if !cluster.members.iter().any(ClusterMember::is_leader) {
+        let of = |name: &str| addresses(observed).find(|(pod, _)| pod == name).map(|(_, ip)| ip);
+        let Some(ip) = cluster.leader().and_then(|leader| of(&leader.name)) else {
             return Ok(Step::UnderWay);
-        }
+        };
         let patroni = &self.patroni;
         let secret = observed.secret(&deployment.child_name(Component::Postgres), PATRONI_PASSWORD);
         let password = secret.map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
         let password = password.unwrap_or_default();
         let refused = |source| Error::Patroni { source: Box::new(source) };
-        let live = match patroni.config(ip).await {
+        let live = match patroni.config(&ip).await {
             Ok(live) => live,
             // Not written yet.
             Err(PatroniError::Refused { status: 502 | 503, .. }) => return Ok(Step::UnderWay),
             Err(error) => return Err(refused(error)),
         };
         if let Some(patch) = settings_patch(&live, &dynamic_configuration(deployment)) {
-            patroni.patch_config(ip, &password, &patch).await.map_err(refused)?;
+            patroni.patch_config(&ip, &password, &patch).await.map_err(refused)?;
             lock(&self.patched).insert(key(deployment), Instant::now());
             return Ok(Step::UnderWay);
         }
-        let of = |name: &str| addresses(observed).find(|(pod, _)| pod == name).map(|(_, ip)| ip);
         if let Some(name) = self.overdue(&deployment.namespace, cluster)
             && let Some(own) = of(&name)
         {
@@ -220,13 +227,13 @@ fn overdue(
     failed.retain(|_, since| now.duration_since(*since) < FORGET_AFTER.max(after));
     for member in &cluster.members {
         let key = (namespace.to_owned(), member.name.clone());
-        if member.has_failed() && !member.is_leader() {
+        if member.has_failed() && !member.is_leader {
             failed.entry(key).or_insert(now);
-        } else if member.is_up() || member.is_leader() {
+        } else if member.is_up() || member.is_leader {
             failed.remove(&key);
         }
     }
-    if !cluster.members.iter().any(|member| member.is_leader() && member.state == "running") {
+    if cluster.leader().is_none_or(|leader| leader.state != "running") {
         return None;
     }
     let since = |name: &str| failed.get(&(namespace.to_owned(), name.to_owned()));
@@ -263,7 +270,6 @@ fn members(deployment: &Deployment, observed: &Observed, cluster: &Cluster) -> V
     let member = |pod: &Arc<DynamicObject>| {
         let name = pod.name_any();
         let known = cluster.members.iter().find(|member| member.name == name);
-        let is = |role: &str| known.is_some_and(|member| member.role == role);
         let conditions = pod.data["status"]["conditions"].as_array();
         let ready = conditions
             .into_iter()
@@ -271,12 +277,12 @@ fn members(deployment: &Deployment, observed: &Observed, cluster: &Cluster) -> V
             .any(|condition| condition["type"] == "Ready" && condition["status"] == "True");
         let hash = pod.labels().get("controller-revision-hash").map(String::as_str);
         Member {
-            is_primary: known.is_some_and(ClusterMember::is_leader),
+            is_primary: known.is_some_and(|member| member.is_leader),
             ready: ready && pod.metadata.deletion_timestamp.is_none(),
             outdated: is_seen && revision.is_some() && hash != revision,
-            in_sync: is("sync_standby")
-                || is("quorum_standby")
-                || !synchronous && known.is_some_and(|member| member.lag() == Some(0)),
+            in_sync: known.is_some_and(|member| {
+                member.is_synchronous || !synchronous && cluster.lag(member) == Some(0)
+            }),
             pending_restart: known.is_some_and(|member| member.pending_restart),
             leaving: pod.data["spec"]["nodeName"]
                 .as_str()
@@ -311,11 +317,13 @@ mod tests {
     use super::*;
 
     fn cluster(leader: &str, replica: &str) -> Cluster {
-        serde_json::from_value(json!({"members": [
-            {"name": "pg-0", "role": "leader", "state": leader},
-            {"name": "pg-1", "role": "replica", "state": replica},
-        ]}))
-        .unwrap()
+        let member = |name: &str, state: &str, is_leader| ClusterMember {
+            name: name.to_owned(),
+            state: state.to_owned(),
+            is_leader,
+            ..ClusterMember::default()
+        };
+        Cluster { members: vec![member("pg-0", leader, true), member("pg-1", replica, false)] }
     }
 
     #[test]

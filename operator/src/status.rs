@@ -12,7 +12,7 @@ use crate::crd::{
     ComponentStatus, Health, MilvusMode, Phase, PostgresStatus, ReplicaStatus,
     SearchDeploymentStatus,
 };
-use crate::patroni::{Cluster, ClusterMember};
+use crate::patroni::Cluster;
 use crate::trouble::{low_disk_space, troubles};
 use crate::validate::{Deployment, Fault};
 
@@ -22,6 +22,8 @@ const MAX_PENDING: usize = 50;
 const LAG_STEP: i64 = 1 << 20;
 /// The reason where the volume of a Postgres is nearly full.
 const LOW_DISK_SPACE: &str = "LowDiskSpace";
+/// The reason where a replica is up and gets nothing from the primary.
+const NOT_STREAMING: &str = "ReplicaNotStreaming";
 
 /// How a reconciliation ended.
 pub enum Outcome<'a> {
@@ -148,6 +150,7 @@ impl Parts {
 pub fn status(
     deployment: &Deployment,
     observed: &Observed,
+    cluster: Option<&Cluster>,
     outcome: &Outcome<'_>,
     before: Option<&SearchDeploymentStatus>,
     now: &Time,
@@ -163,9 +166,13 @@ pub fn status(
     };
     let mut conditions =
         Conditions { before, generation: deployment.generation, now, all: Vec::new() };
-    let low = low_disk_space(observed);
-    conditions.of_all(deployment, &parts, outcome, &low);
-    conditions.of_each(&parts, observed, &low);
+    let trouble = match (low_disk_space(observed), cluster.map(not_streaming)) {
+        (low, _) if !low.is_empty() => Some((LOW_DISK_SPACE, low.join("; "))),
+        (_, Some(detached)) if !detached.is_empty() => Some((NOT_STREAMING, detached.join("; "))),
+        _ => None,
+    };
+    conditions.of_all(deployment, &parts, outcome, trouble.as_ref());
+    conditions.of_each(&parts, observed, trouble.as_ref());
     let selector = deployment.selector_labels(Component::Api);
     let selector: Vec<_> = selector.iter().map(|(key, value)| format!("{key}={value}")).collect();
     let pending = match outcome {
@@ -182,11 +189,17 @@ pub fn status(
         api: Some(parts.api.replicas()),
         embedder: parts.embedder.map(Pods::replicas),
         cache: parts.cache.map(Pods::replicas),
-        postgres: parts.postgres.map(|pods| PostgresStatus {
-            replicas: pods.wanted as i32,
-            ready: pods.ready as i32,
-            primary: primary(observed),
-            ..PostgresStatus::default()
+        postgres: parts.postgres.map(|pods| {
+            let mut status = PostgresStatus {
+                replicas: pods.wanted as i32,
+                ready: pods.ready as i32,
+                primary: primary(observed),
+                ..PostgresStatus::default()
+            };
+            if let Some(cluster) = cluster {
+                replication(&mut status, cluster);
+            }
+            status
         }),
         milvus: parts
             .milvus
@@ -201,15 +214,24 @@ pub fn status(
     }
 }
 
+/// Replicas that are up and follow nobody, while there is a primary to follow.
+fn not_streaming(cluster: &Cluster) -> Vec<String> {
+    if cluster.leader().is_none_or(|leader| leader.state != "running") {
+        return Vec::new();
+    }
+    // Up and streaming, its state would say that.
+    let detached = cluster.members.iter().filter(|it| !it.is_leader && it.state == "running");
+    detached.map(|it| format!("{} gets nothing from the primary", it.name)).collect()
+}
+
 /// What Patroni says of the members.
-pub fn replication(status: &mut PostgresStatus, cluster: &Cluster) {
-    let leader = cluster.members.iter().find(|member| member.is_leader());
-    if let Some(leader) = leader {
+fn replication(status: &mut PostgresStatus, cluster: &Cluster) {
+    if let Some(leader) = cluster.leader() {
         status.primary = Some(leader.name.clone());
         status.timeline = leader.timeline;
     }
-    let replicas = cluster.members.iter().filter(|member| !member.is_leader());
-    let lags: Option<Vec<i64>> = replicas.map(ClusterMember::lag).collect();
+    let replicas = cluster.members.iter().filter(|member| !member.is_leader);
+    let lags: Option<Vec<i64>> = replicas.map(|replica| cluster.lag(replica)).collect();
     // In whole MiB: a status that changes with every write would be written all the time.
     let whole = |bytes: i64| (bytes + LAG_STEP - 1) / LAG_STEP * LAG_STEP;
     status.max_lag_bytes = lags.and_then(|lags| lags.into_iter().max()).map(whole);
@@ -237,7 +259,7 @@ pub fn invalid(
     }
 }
 
-fn primary(observed: &Observed) -> Option<String> {
+pub fn primary(observed: &Observed) -> Option<String> {
     let is_primary = |pod: &&std::sync::Arc<kube::api::DynamicObject>| {
         pod.labels().get(ROLE_LABEL).is_some_and(|role| role == PRIMARY)
     };
@@ -257,7 +279,7 @@ impl Conditions<'_> {
         deployment: &Deployment,
         parts: &Parts,
         outcome: &Outcome<'_>,
-        low: &[String],
+        trouble: Option<&(&str, String)>,
     ) {
         let (health, unsettled) = (parts.health(), parts.unsettled());
         let waiting = format!("waiting for pods of {}", unsettled.join(", "));
@@ -280,9 +302,10 @@ impl Conditions<'_> {
             }
             _ => self.add("Progressing", false, "Settled", "nothing is under way"),
         }
-        match outcome {
-            Outcome::Failed { reason, message } => self.add("Degraded", true, reason, message),
-            _ if !low.is_empty() => self.add("Degraded", true, LOW_DISK_SPACE, &low.join("; ")),
+        match (outcome, trouble) {
+            (Outcome::Failed { reason, message }, _) | (_, Some((reason, message))) => {
+                self.add("Degraded", true, reason, message);
+            }
             _ if health == Health::Yellow || health == Health::Red && self.was_ready() => {
                 self.add("Degraded", true, "PodsMissing", &waiting);
             }
@@ -298,16 +321,16 @@ impl Conditions<'_> {
         }
     }
 
-    fn of_each(&mut self, parts: &Parts, observed: &Observed, low: &[String]) {
+    fn of_each(&mut self, parts: &Parts, observed: &Observed, trouble: Option<&(&str, String)>) {
         for (name, pods) in parts.named() {
             let sum = |number: fn(&Pods) -> i64| pods.iter().map(number).sum::<i64>();
             let (ready, wanted) = (sum(|pods| pods.ready), sum(|pods| pods.wanted));
             let settled = pods.iter().all(|pods| pods.is_settled());
             let mut reason = if settled { "PodsReady" } else { "PodsNotReady" };
             let mut message = vec![format!("{ready} of {wanted} pods are ready")];
-            if name == "Postgres" && !low.is_empty() {
-                reason = LOW_DISK_SPACE;
-                message.extend_from_slice(low);
+            if let Some((why, words)) = trouble.filter(|_| name == "Postgres") {
+                reason = *why;
+                message.push(words.clone());
             }
             if !settled {
                 let label = if name == "Cache" { "redis".to_owned() } else { name.to_lowercase() };
@@ -355,6 +378,7 @@ mod tests {
     use super::*;
     use crate::components::meta::COMPONENT;
     use crate::components::postgres::DISK_SPACE;
+    use crate::patroni::ClusterMember;
     use crate::validate::validate;
 
     fn deployment() -> Deployment {
@@ -397,7 +421,7 @@ mod tests {
             "annotations": {DISK_SPACE: "3 of 512 MiB are left"},
         }});
         observed.pods.push(Arc::new(serde_json::from_value(pod).unwrap()));
-        let status = status(&deployment(), &observed, &Outcome::Applied, None, &now);
+        let status = status(&deployment(), &observed, None, &Outcome::Applied, None, &now);
         let said = |name: &str| {
             let condition = status.conditions.iter().find(|condition| condition.type_ == name);
             condition.map(|it| (it.status.as_str(), it.message.as_str())).unwrap()
@@ -411,13 +435,36 @@ mod tests {
     }
 
     #[test]
+    fn a_replica_that_follows_nobody_is_told_of_though_all_pods_are_ready() {
+        let now = Time(k8s_openapi::jiff::Timestamp::UNIX_EPOCH);
+        let degraded = |leader: &str, replica: &str| {
+            let member = |name: &str, state: &str, is_leader| ClusterMember {
+                name: name.to_owned(),
+                state: state.to_owned(),
+                is_leader,
+                ..ClusterMember::default()
+            };
+            let members = vec![member("gym-postgres-0", leader, true), member("b", replica, false)];
+            let cluster = Cluster { members };
+            let outcome = Outcome::Applied;
+            let status = status(&deployment(), &observed(2), Some(&cluster), &outcome, None, &now);
+            let condition = status.conditions.into_iter().find(|it| it.type_ == "Degraded");
+            condition.filter(|it| it.status == "True").map(|it| it.message)
+        };
+        let words = Some("b gets nothing from the primary".to_owned());
+        assert_eq!(degraded("running", "running"), words);
+        assert_eq!(degraded("running", "streaming"), None);
+        assert_eq!(degraded("starting", "running"), None, "there is nothing to get");
+    }
+
+    #[test]
     fn a_new_pod_beside_an_old_one_is_not_the_end_of_a_rollout() {
         let now = Time(k8s_openapi::jiff::Timestamp::UNIX_EPOCH);
         for (replicas, phase) in [(3, Phase::Progressing), (2, Phase::Ready)] {
             let mut observed = observed(2);
             let api = observed.objects.get_mut(&(Kind::Deployment, "gym-api".to_owned())).unwrap();
             Arc::make_mut(api).data["status"]["replicas"] = replicas.into();
-            let status = status(&deployment(), &observed, &Outcome::Applied, None, &now);
+            let status = status(&deployment(), &observed, None, &Outcome::Applied, None, &now);
             assert_eq!(status.phase, Some(phase));
         }
     }
@@ -434,8 +481,14 @@ mod tests {
             (0, Health::Red, "True"),
             (2, Health::Green, "False"),
         ] {
-            let next =
-                status(&deployment(), &observed(api), &Outcome::Applied, before.as_ref(), &now);
+            let next = status(
+                &deployment(),
+                &observed(api),
+                None,
+                &Outcome::Applied,
+                before.as_ref(),
+                &now,
+            );
             let condition = next.conditions.iter().find(|condition| condition.type_ == "Degraded");
             assert_eq!(condition.unwrap().status, degraded, "{api} of 2");
             assert_eq!(next.health, Some(health), "{api} of 2");

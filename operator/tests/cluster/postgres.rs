@@ -53,19 +53,26 @@ fn merge(into: &mut Value, patch: &Value) {
     }
 }
 
-async fn cluster(State(patroni): State<Shared>) -> Json<Value> {
+/// What a member says of itself; with 503 who does not lead.
+fn leader(patroni: &Shared, number: usize) -> Response {
     let patroni = patroni.lock().unwrap();
-    let member = |number: usize| {
-        let is_leader = number == patroni.leader;
-        json!({
-            "name": PODS[number],
-            "role": if is_leader { "leader" } else { "sync_standby" },
-            "state": if is_leader { "running" } else { patroni.replica },
-            "timeline": patroni.timeline,
-            "lag": if is_leader { Value::Null } else { 5_000.into() },
-        })
-    };
-    Json(json!({"scope": "gym-postgres-rw", "members": [member(0), member(1)]}))
+    let timeline = patroni.timeline;
+    if number == patroni.leader {
+        let status = json!({
+            "state": "running", "role": "primary", "timeline": timeline,
+            "xlog": {"location": 100_005_000},
+        });
+        return Json(status).into_response();
+    }
+    let mut status = json!({
+        "state": patroni.replica, "role": "replica", "timeline": timeline, "sync_standby": true,
+        "xlog": {"received_location": 100_000_000, "replayed_location": 99_000_000},
+    });
+    if patroni.replica == "streaming" {
+        status["state"] = "running".into();
+        status["replication_state"] = "streaming".into();
+    }
+    (StatusCode::SERVICE_UNAVAILABLE, Json(status)).into_response()
 }
 
 async fn config(State(patroni): State<Shared>) -> Json<Value> {
@@ -123,23 +130,25 @@ async fn switchover(State(patroni): State<Shared>, request: Request) -> Response
 /// Serves on the addresses that the pods are given.
 async fn serve(patroni: &Shared, network: [u8; 3]) {
     let router = Router::new()
-        .route("/cluster", get(cluster))
         .route("/config", get(config).patch(patch_config))
         .route("/switchover", post(switchover))
         .with_state(Arc::clone(patroni));
     let [a, b, c] = network;
-    for (pod, number) in PODS.into_iter().zip(1..) {
+    for (index, pod) in PODS.into_iter().enumerate() {
+        let number = index + 1;
         let ip = format!("{a}.{b}.{c}.{number}");
         patroni.lock().unwrap().cluster.give_address(pod, &ip);
         let listener = tokio::net::TcpListener::bind((ip, PATRONI_PORT)).await.unwrap();
         let shared = Arc::clone(patroni);
         let own = post(move |request| reinitialize(shared, number, request));
-        let router = router.clone().route("/reinitialize", own);
+        let shared = Arc::clone(patroni);
+        let status = get(async move || leader(&shared, index));
+        let router = router.clone().route("/reinitialize", own).route("/leader", status);
         tokio::spawn(async move { axum::serve(listener, router).await.unwrap() });
     }
 }
 
-async fn reinitialize(patroni: Shared, number: u8, request: Request) -> Response {
+async fn reinitialize(patroni: Shared, number: usize, request: Request) -> Response {
     if let Err(refusal) = trusted(&patroni, request).await {
         return refusal;
     }
