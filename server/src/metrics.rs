@@ -98,7 +98,7 @@ metrics! {
     embed_duration: Histogram = |help| Histogram::with_opts(
         HistogramOpts::new("sextant_embed_duration_seconds", help)
             .buckets(DURATION_BUCKETS.to_vec()));
-    /// Share of padding among the tokens of the last batches, 0 to 1.
+    /// Share of padding among the tokens of the last batch, 0 to 1.
     embed_padding_ratio: Gauge = |help| Gauge::new("sextant_embed_padding_ratio", help);
     /// Tokens given to the model by kind (text, padding).
     embed_tokens: CounterVec = |help| CounterVec::new(

@@ -2,6 +2,11 @@
 
 mod batch;
 mod cuda;
+#[cfg(target_arch = "x86_64")]
+mod few;
+#[cfg(not(target_arch = "x86_64"))]
+#[path = "torch/few/without.rs"]
+mod few;
 mod files;
 mod layout;
 mod linear;
@@ -54,6 +59,8 @@ const SPECIAL_TOKENS: usize = 2;
 const BYTES_PER_TOKEN: usize = 4;
 /// What a thread tokenizes at a time, about a millisecond's work: more is shared among the CPUs.
 const TOKENIZED_BYTES: usize = 2048;
+/// Fewer bytes are tokenized where they come from: that takes no longer than handing them over.
+const TOKENIZED_AT_ONCE: usize = 256;
 /// Idle CPUs that help with a query: with more, waiting for each other takes what they save.
 const MOST_HELPERS: usize = 3;
 /// How often a busy model looks how many CPUs it may use.
@@ -61,6 +68,8 @@ const SHARE_PERIOD: Duration = Duration::from_secs(5);
 /// Texts of many kinds, one a line: they show the range of the numbers between the layers, by which
 /// those are put into eight bits.
 const CALIBRATION: &str = include_str!("torch/calibration.txt");
+/// Of a short query.
+const WARM_UP_TOKENS: usize = 10;
 /// Close to what one core does, until the warm-up has measured it.
 const GUESSED_TOKENS_PER_SECOND: f64 = 5_000.0;
 
@@ -214,12 +223,8 @@ impl TorchEmbedder {
                 tch::Cuda::synchronize(i64::try_from(index).unwrap_or(i64::MAX));
             }
         }
-        let helpers = if linear::can_be_shared(kind, device) && options.precision != Precision::Int8
-        {
-            all.saturating_sub(1).min(MOST_HELPERS)
-        } else {
-            0
-        };
+        let helpers =
+            if bert.can_be_helped() { all.saturating_sub(1).min(MOST_HELPERS) } else { 0 };
         let team = Arc::new(Team::new(helpers).map_err(LoadError::StartThread)?);
         let worker = |number: usize| -> Result<Worker, LoadError> {
             let bert = &berts[number % berts.len()];
@@ -252,6 +257,10 @@ impl TorchEmbedder {
     }
 
     async fn tokens(&self, texts: Vec<Arc<str>>) -> Result<Vec<Tokens>, EmbedError> {
+        if texts.iter().map(|text| text.len()).sum::<usize>() <= TOKENIZED_AT_ONCE {
+            let tokens = texts.iter().map(|text| self.tokenizer.tokens(text)).collect();
+            return Result::map_err(tokens, EmbedError::Failed);
+        }
         let parts = in_parts(texts, TOKENIZED_BYTES).into_iter().map(|part| self.tokens_of(part));
         Ok(try_join_all(parts).await?.into_iter().flatten().collect())
     }
@@ -367,7 +376,7 @@ impl Forward for Worker {
                 });
             }
             // What libraries keep for each thread is made before the first query.
-            self.bert.embed(&[Arc::from([0])]).map(drop)
+            self.bert.embed(&[Arc::from([0; WARM_UP_TOKENS])]).map(drop)
         };
         warm_up().map_err(|error: tch::TchError| error.to_string())
     }
@@ -377,6 +386,14 @@ impl Forward for Worker {
         recorded
             .unwrap_or_else(|| self.team.assist(idle, || self.bert.embed(texts)))
             .map_err(|error| fault(error.to_string()))
+    }
+
+    fn padding(&self, texts: &[Arc<[u32]>]) -> usize {
+        let (tokens, _) = layout::sizes(texts);
+        match self.bert.device() {
+            tch::Device::Cpu => layout::filling(tokens),
+            _ => self.recordings.tokens(texts).map_or(0, |all| all - tokens),
+        }
     }
 }
 

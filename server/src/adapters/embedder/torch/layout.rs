@@ -1,4 +1,4 @@
-//! Where the texts of a batch lie: the rows of all of them one after the other, without padding.
+//! Where the texts of a batch lie: the rows of all of them one after the other.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -10,6 +10,12 @@ use super::files::Pooling;
 
 /// Of `embedding_bag`.
 const BAG_MEAN: i64 = 1;
+/// A batch on a CPU of more rows is filled up, to one of a few sizes: oneDNN makes kernels for each
+/// number of rows that it meets, which takes milliseconds and some hundred kilobytes.
+const UNFILLED_ROWS: usize = 32;
+/// Sizes between a power of two and the next.
+const SIZES: usize = 8;
+const LARGEST_STEP: usize = 64;
 
 /// Token ids and where they lie, where the model is.
 pub struct Batch {
@@ -35,21 +41,30 @@ pub struct Group {
 }
 
 impl Batch {
-    /// Of texts of which those of equal length stand together.
-    pub fn new(texts: &[Arc<[u32]>], device: Device) -> Result<Self, TchError> {
+    /// Of texts of which those of equal length stand together. On a CPU so many rows are added, as a
+    /// text behind them.
+    pub fn new(texts: &[Arc<[u32]>], filling: usize, device: Device) -> Result<Self, TchError> {
         if let Device::Cuda(_) = device {
             let (tokens, longest) = sizes(texts);
             let numbers = in_one_piece(texts, tokens, texts.len());
             let numbers = cuda::upload(&Tensor::f_from_slice(&numbers)?, device)?;
             return Self::in_one_piece(&numbers, tokens, longest);
         }
-        let ids: Vec<i32> =
+        let mut ids: Vec<i32> =
             texts.iter().flat_map(|ids| ids.iter()).map(|&id| id.cast_signed()).collect();
-        let places: Vec<i32> = texts.iter().flat_map(|ids| 0..count(ids)).collect();
+        let mut places: Vec<i32> = texts.iter().flat_map(|ids| 0..count(ids)).collect();
+        let mut groups = groups(texts);
+        if filling > 0 {
+            let (start, length) = (i64::from(count(&ids)), i64::from(number(filling)));
+            groups.push(Group { rows: start..start + length, texts: 1, length });
+            for numbers in [&mut ids, &mut places] {
+                numbers.resize(numbers.len() + filling, 0);
+            }
+        }
         Ok(Self {
             ids: Tensor::f_from_slice(&ids)?,
             places: Tensor::f_from_slice(&places)?,
-            layout: Layout::Grouped(groups(texts)),
+            layout: Layout::Grouped(groups),
         })
     }
 
@@ -61,6 +76,15 @@ impl Batch {
         let layout = Layout::Ragged { starts, rows: part(2)?, longest: number(longest).into() };
         Ok(Self { ids: part(0)?, places: part(1)?, layout })
     }
+}
+
+/// Rows that fill up a batch of so many tokens, less than an eighth of them, on average 3 %.
+pub fn filling(tokens: usize) -> usize {
+    if tokens <= UNFILLED_ROWS {
+        return 0;
+    }
+    let step = (tokens.next_power_of_two() / 2 / SIZES).min(LARGEST_STEP);
+    tokens.next_multiple_of(step) - tokens
 }
 
 /// Tokens of all texts and of the longest.
@@ -200,10 +224,40 @@ pub fn number(count: usize) -> i32 {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
 
     fn texts<const N: usize>(lengths: [u32; N]) -> Vec<Arc<[u32]>> {
         lengths.map(|length| (10..10 + length).collect()).into()
+    }
+
+    #[test]
+    fn batches_are_filled_to_few_sizes_by_little() {
+        let all = 1..=512;
+        let sizes: BTreeSet<usize> = all.clone().map(|tokens| tokens + filling(tokens)).collect();
+        assert_eq!(sizes.len(), UNFILLED_ROWS + 4 * SIZES);
+        assert!(all.clone().all(|tokens| filling(tokens) * 8 < tokens));
+        let (filled, tokens) = all.fold((0, 0), |(a, b), tokens| (a + filling(tokens), b + tokens));
+        assert!(filled * 25 < tokens, "{filled} of {tokens}");
+        assert_eq!(filling(16_385), 63);
+    }
+
+    #[test]
+    fn what_fills_a_batch_up_changes_no_text() {
+        let texts = texts([3, 3, 4]);
+        let exact = Batch::new(&texts, 0, Device::Cpu).unwrap();
+        let filled = Batch::new(&texts, 5, Device::Cpu).unwrap();
+        assert_eq!(filled.ids.size(), [15]);
+        assert_eq!(filled.places.size(), [15]);
+        let projected = Tensor::randn([15, 24], (Kind::Float, Device::Cpu));
+        let attended = |batch: &Batch, rows| batch.layout.attend(&projected.narrow(0, 0, rows), 2);
+        let (one, other) = (attended(&exact, 10).unwrap(), attended(&filled, 15).unwrap());
+        assert!(one.equal(&other.narrow(0, 0, 10)));
+        for pooling in [Pooling::Mean, Pooling::Cls] {
+            let of_texts = filled.layout.pool(&other, pooling).unwrap().narrow(0, 0, 3);
+            assert!(exact.layout.pool(&one, pooling).unwrap().equal(&of_texts), "{pooling:?}");
+        }
     }
 
     #[test]
@@ -212,7 +266,7 @@ mod tests {
         let hidden = Tensor::randn([10, 8], (Kind::Float, Device::Cpu));
         let numbers = Tensor::from_slice(&in_one_piece(&texts, 10, 4));
         let ragged = Batch::in_one_piece(&numbers, 10, 5).unwrap();
-        let grouped = Batch::new(&texts, Device::Cpu).unwrap();
+        let grouped = Batch::new(&texts, 0, Device::Cpu).unwrap();
         for (one, other) in [(&ragged.ids, &grouped.ids), (&ragged.places, &grouped.places)] {
             assert!(one.equal(other));
         }

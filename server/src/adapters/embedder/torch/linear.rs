@@ -1,32 +1,24 @@
 //! `y = x Wᵀ + b`, with what follows it done in the same pass.
 //!
-//! On x86 CPUs the weights are laid out anew once, at load: in fp32 for code of our own where there is
-//! AVX-512 and the rows are few, for oneDNN otherwise. libtorch's ordinary `linear` goes to MKL, which uses half the width
-//! of the vector unit on processors that are not Intel's: measured on an AMD EPYC (Zen 5), one core,
-//! 110 against oneDNN's 250 GFLOP/s from 64 rows on, and 70 against 160 for the ten rows of a short
-//! query. Both add the residual and take the GELU while the result is still in the cache. oneDNN has
-//! a form for eight bits, too.
+//! On x86 CPUs the weights are laid out anew once, at load, for oneDNN. libtorch's ordinary `linear`
+//! goes to MKL, which uses half the width of the vector unit on processors that are not Intel's:
+//! measured on an AMD EPYC (Zen 5), one core, 110 against oneDNN's 250 GFLOP/s from 64 rows on, and 70
+//! against 160 for the ten rows of a short query. It adds the residual and takes the GELU while the
+//! result is still in the cache, and has a form for eight bits, too.
 
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 mod onednn;
 #[cfg(not(all(target_os = "linux", target_arch = "x86_64")))]
 #[path = "linear/without.rs"]
 mod onednn;
-#[cfg(not(target_arch = "x86_64"))]
-#[path = "linear/no_panels.rs"]
-mod panels;
-#[cfg(target_arch = "x86_64")]
-mod panels;
 mod quantized;
 
 use tch::{Device, Kind, TchError, Tensor};
 
-use panels::Then;
+use super::few::Panels;
 use quantized::Quantized;
 pub use quantized::{Range, Scale};
 
-/// Up to so many rows panels are faster than oneDNN: about twice as fast for ten, as fast for 32.
-const FEW_ROWS: i64 = 32;
 /// Largest magnitude of a quantized weight.
 const WEIGHT_LEVELS: f64 = 127.0;
 
@@ -34,42 +26,34 @@ pub struct Linear {
     weight: Tensor,
     bias: Tensor,
     form: Form,
+    /// The same for few rows, until it is taken.
+    panels: Option<Panels>,
 }
 
 enum Form {
     /// As the model has them.
     Plain,
-    /// In panels, for few rows; in oneDNN's layout for many, where that is there.
-    Panels { many: Option<Tensor> },
     /// In oneDNN's layout.
     Packed,
     /// In that of oneDNN's layer of eight bits.
     Quantized(Quantized),
 }
 
-/// Whether idle CPUs can help with layers of such numbers.
-pub fn can_be_shared(kind: Kind, device: Device) -> bool {
-    panels::are_for(kind, device)
-}
-
 impl Linear {
     /// Takes a weight of shape `[out, in]` and a bias of shape `[out]`.
     pub fn new(weight: Tensor, bias: Tensor) -> Self {
-        if let Some(panels) = panels::pack(&weight) {
-            let many = onednn::pack(&weight);
-            return Self { weight: panels, bias, form: Form::Panels { many } };
-        }
         if weight.device() == Device::Cpu
             && let Some(packed) = onednn::pack(&weight)
         {
-            return Self { weight: packed, bias, form: Form::Packed };
+            let panels = Panels::pack(&weight, &bias);
+            return Self { weight: packed, bias, form: Form::Packed, panels };
         }
         Self::plain(weight, bias)
     }
 
     /// One that is to be quantized later.
     pub fn plain(weight: Tensor, bias: Tensor) -> Self {
-        Self { weight, bias, form: Form::Plain }
+        Self { weight, bias, form: Form::Plain, panels: None }
     }
 
     /// A plain layer in eight bits: `input` is what its inputs are quantized by, `output` what its
@@ -94,9 +78,15 @@ impl Linear {
             .f_to_kind(Kind::Int8)?;
         let weight_scales = scales.f_flatten(0, -1)?;
         let weight_zero_points = weight_scales.f_zeros_like()?.f_to_kind(Kind::Int)?;
+        let panels =
+            Panels::pack_int8(&weight, &weight_scales, &self.bias, (input.step, input.zero_point));
         let quantized = Quantized { input, output, weight_scales, weight_zero_points };
         let form = Form::Quantized(quantized);
-        Ok(Self { weight: onednn::pack_int8(&weight)?, bias: self.bias, form })
+        Ok(Self { weight: onednn::pack_int8(&weight)?, bias: self.bias, form, panels })
+    }
+
+    pub fn take_panels(&mut self) -> Option<Panels> {
+        self.panels.take()
     }
 
     /// The same layer for another thread or device: the weights are shared where they are there. Only
@@ -107,60 +97,36 @@ impl Linear {
                 let (weight, bias) = (&self.weight, &self.bias);
                 return Ok(Self::plain(weight.f_to_device(device)?, bias.f_to_device(device)?));
             }
-            Form::Panels { many } => {
-                Form::Panels { many: many.as_ref().map(Tensor::shallow_clone) }
-            }
             Form::Packed => Form::Packed,
             Form::Quantized(quantized) => Form::Quantized(quantized.share()),
         };
-        Ok(Self { weight: self.weight.shallow_clone(), bias: self.bias.shallow_clone(), form })
+        let (weight, bias) = (self.weight.shallow_clone(), self.bias.shallow_clone());
+        Ok(Self { weight, bias, form, panels: None })
     }
 
     pub fn forward(&self, x: &Tensor) -> Result<Tensor, TchError> {
-        if let Some(weight) = self.for_onednn(x) {
-            return onednn::linear(x, weight, &self.bias, c"none");
-        }
         match &self.form {
-            Form::Plain | Form::Packed => x.f_linear(&self.weight, Some(&self.bias)),
-            Form::Panels { .. } => panels::linear(x, &self.weight, &self.bias, Then::Nothing),
+            Form::Plain => x.f_linear(&self.weight, Some(&self.bias)),
+            Form::Packed => onednn::linear(x, &self.weight, &self.bias, c"none"),
             Form::Quantized(quantized) => quantized.forward(x, self, c"none"),
         }
     }
 
     /// GELU of the layer, in its exact form with the error function.
     pub fn forward_gelu(&self, x: &Tensor) -> Result<Tensor, TchError> {
-        if let Some(weight) = self.for_onednn(x) {
-            return onednn::linear(x, weight, &self.bias, c"gelu");
-        }
         match &self.form {
-            Form::Plain | Form::Packed => {
-                x.f_linear(&self.weight, Some(&self.bias))?.f_gelu("none")
-            }
-            Form::Panels { .. } => panels::linear(x, &self.weight, &self.bias, Then::Gelu),
+            Form::Plain => x.f_linear(&self.weight, Some(&self.bias))?.f_gelu("none"),
+            Form::Packed => onednn::linear(x, &self.weight, &self.bias, c"gelu"),
             Form::Quantized(quantized) => quantized.forward(x, self, c"gelu"),
         }
     }
 
     /// The layer plus `residual`.
     pub fn forward_add(&self, x: &Tensor, residual: &Tensor) -> Result<Tensor, TchError> {
-        if let Some(weight) = self.for_onednn(x) {
-            return onednn::linear_add(x, residual, weight, &self.bias);
-        }
         match &self.form {
-            Form::Plain | Form::Packed => {
-                x.f_linear(&self.weight, Some(&self.bias))?.f_add(residual)
-            }
-            Form::Panels { .. } => panels::linear(x, &self.weight, &self.bias, Then::Add(residual)),
+            Form::Plain => x.f_linear(&self.weight, Some(&self.bias))?.f_add(residual),
+            Form::Packed => onednn::linear_add(x, residual, &self.weight, &self.bias),
             Form::Quantized(quantized) => quantized.forward_add(x, residual, self),
-        }
-    }
-
-    /// The weight in oneDNN's layout, if that is the form for so many rows.
-    fn for_onednn(&self, x: &Tensor) -> Option<&Tensor> {
-        match &self.form {
-            Form::Packed => Some(&self.weight),
-            Form::Panels { many } if x.size().first() > Some(&FEW_ROWS) => many.as_ref(),
-            _ => None,
         }
     }
 }
@@ -196,30 +162,23 @@ mod tests {
         let layer = Linear::new(weight.to_kind(kind), bias.to_kind(kind));
         let is_plain = matches!(layer.form, Form::Plain);
         assert_eq!(is_plain, !cfg!(all(target_os = "linux", target_arch = "x86_64")));
-        let mut layers = vec![layer];
-        if let Form::Panels { many: Some(weight) } = &layers[0].form {
-            let (weight, bias) = (weight.shallow_clone(), bias.shallow_clone());
-            layers.push(Linear { weight, bias, form: Form::Packed });
-        }
         let plain = Linear::plain(weight, bias);
         for rows in [1, 3, 14, 15, 16, 300] {
             let (x, residual) = (random([rows, 64]), random([rows, 96]));
             let (x_kind, residual_kind) = (x.to_kind(kind), residual.to_kind(kind));
-            for layer in &layers {
-                for (ours, theirs) in [
-                    (layer.forward(&x_kind), plain.forward(&x)),
-                    (layer.forward_gelu(&x_kind), plain.forward_gelu(&x)),
-                    (layer.forward_add(&x_kind, &residual_kind), plain.forward_add(&x, &residual)),
-                    (
-                        layer.on(Device::Cpu).unwrap().forward(&x_kind),
-                        plain.on(Device::Cpu).unwrap().forward(&x),
-                    ),
-                ] {
-                    let ours = ours.unwrap();
-                    assert_eq!(ours.kind(), kind);
-                    let difference = (ours.to_kind(Kind::Float) - theirs.unwrap()).abs().max();
-                    assert!(f64::try_from(&difference).unwrap() < tolerance, "{rows} rows");
-                }
+            for (ours, theirs) in [
+                (layer.forward(&x_kind), plain.forward(&x)),
+                (layer.forward_gelu(&x_kind), plain.forward_gelu(&x)),
+                (layer.forward_add(&x_kind, &residual_kind), plain.forward_add(&x, &residual)),
+                (
+                    layer.on(Device::Cpu).unwrap().forward(&x_kind),
+                    plain.on(Device::Cpu).unwrap().forward(&x),
+                ),
+            ] {
+                let ours = ours.unwrap();
+                assert_eq!(ours.kind(), kind);
+                let difference = (ours.to_kind(Kind::Float) - theirs.unwrap()).abs().max();
+                assert!(f64::try_from(&difference).unwrap() < tolerance, "{rows} rows");
             }
         }
     }

@@ -1,7 +1,7 @@
 //! The encoder: BERT over raw tensors, mean pooling or that of the first token, L2.
 //!
-//! A batch has no padding. The rows of all its texts lie one after the other, so that everything
-//! but attention is one operation over all tokens whatever the lengths. On a CPU attention runs once
+//! Texts are not padded to the length of others. The rows of all of a batch lie one after the other, so
+//! that everything but attention is one operation over all tokens whatever the lengths. On a CPU attention runs once
 //! per distinct length, without a mask, so that a text's vector does not depend on its company. On a
 //! GPU, where each call costs more than what it computes, it runs once over all.
 //!
@@ -11,11 +11,12 @@
 
 use std::sync::Arc;
 
-use tch::{Device, TchError, Tensor};
+use tch::{Device, Kind, TchError, Tensor};
 
 use super::LoadError;
+use super::few::{self, Few};
 use super::files::{Pooling, Shape, Weights};
-use super::layout::{Batch, Layout, number};
+use super::layout::{Batch, Layout, filling, number, sizes};
 use super::linear::{Linear, Range as Extent, Scale};
 
 pub struct Bert {
@@ -27,6 +28,8 @@ pub struct Bert {
     shape: Shape,
     pooling: Pooling,
     device: Device,
+    /// The same for few tokens, where there is such code.
+    few: Option<Few>,
 }
 
 struct Layer {
@@ -101,7 +104,7 @@ impl Bert {
             .take("embeddings.position_embeddings.weight", &[shape.max_positions, hidden])?;
         let types =
             weights.take("embeddings.token_type_embeddings.weight", &[shape.types, hidden])?;
-        Ok(Self {
+        let mut bert = Self {
             words: words.f_to_device(device)?,
             positions: positions.f_add(&types.f_get(0)?)?.f_to_device(device)?,
             norm: Norm::new(weights, "embeddings", &shape, device)?,
@@ -109,7 +112,26 @@ impl Bert {
             shape,
             pooling,
             device,
-        })
+            few: None,
+        };
+        bert.take_few()?;
+        Ok(bert)
+    }
+
+    /// Makes of the layers' panels, if they have some, what embeds few tokens.
+    fn take_few(&mut self) -> Result<(), TchError> {
+        let norm = self.norm.numbers()?;
+        let layers: Option<Vec<_>> =
+            self.layers.iter_mut().map(Layer::take_few).collect::<Result<_, _>>()?;
+        let tables = [&self.words, &self.positions];
+        let heads = self.shape.heads as usize;
+        self.few = layers.and_then(|layers| Few::new(tables, norm, layers, heads, self.pooling));
+        Ok(())
+    }
+
+    /// Whether idle CPUs can help with batches of few tokens.
+    pub fn can_be_helped(&self) -> bool {
+        self.few.is_some()
     }
 
     /// The same model for another thread or device: the weights are shared where they are there.
@@ -123,6 +145,7 @@ impl Bert {
             shape: self.shape.clone(),
             pooling: self.pooling,
             device,
+            few: self.few.as_ref().filter(|_| device == Device::Cpu).map(Few::share),
         })
     }
 
@@ -140,7 +163,12 @@ impl Bert {
         if texts.is_empty() {
             return Ok(Vec::new());
         }
-        self.rows_of(&self.forward(&Batch::new(texts, self.device)?)?, texts.len())
+        let (tokens, _) = sizes(texts);
+        if let Some(few) = self.few.as_ref().filter(|_| Few::takes(tokens)) {
+            return few.embed(texts);
+        }
+        let batch = Batch::new(texts, filling(tokens), self.device)?;
+        self.rows_of(&self.forward(&batch)?, texts.len())
     }
 
     /// The vectors of a batch's texts, where the model is.
@@ -171,7 +199,7 @@ impl Bert {
         let _guard = tch::no_grad_guard();
         let mut extents = vec![[Extent::default(); 4]; self.layers.len()];
         for text in texts.chunks(1) {
-            let batch = Batch::new(text, self.device)?;
+            let batch = Batch::new(text, 0, self.device)?;
             let mut hidden = self.look_up(&batch)?;
             for (layer, extents) in self.layers.iter().zip(&mut extents) {
                 let steps = layer.forward(&hidden, &batch.layout, self.shape.heads)?;
@@ -184,7 +212,9 @@ impl Bert {
         }
         let layers = self.layers.into_iter().zip(extents);
         let layers = layers.map(|(layer, inputs)| layer.quantize(inputs));
-        Ok(Self { layers: layers.collect::<Result<_, _>>()?, ..self })
+        let mut quantized = Self { layers: layers.collect::<Result<_, _>>()?, ..self };
+        quantized.take_few()?;
+        Ok(quantized)
     }
 
     pub fn dimension(&self) -> usize {
@@ -223,6 +253,30 @@ impl Layer {
         })
     }
 
+    fn take_few(&mut self) -> Result<Option<few::Layer>, TchError> {
+        let linears = [
+            &mut self.query_key_value,
+            &mut self.attention_output,
+            &mut self.intermediate,
+            &mut self.output,
+        ];
+        let [Some(query_key_value), Some(attention_output), Some(intermediate), Some(output)] =
+            linears.map(Linear::take_panels)
+        else {
+            return Ok(None);
+        };
+        let attention_norm = self.attention_norm.numbers()?;
+        let output_norm = self.output_norm.numbers()?;
+        Ok(Some(few::Layer {
+            query_key_value,
+            attention_output,
+            attention_norm,
+            intermediate,
+            output,
+            output_norm,
+        }))
+    }
+
     fn forward(&self, x: &Tensor, layout: &Layout, heads: i64) -> Result<Steps, TchError> {
         let projected = self.query_key_value.forward(x)?;
         let attended = layout.attend(&projected, heads)?;
@@ -253,7 +307,115 @@ impl Norm {
         Ok(Self { weight, bias, eps: self.eps })
     }
 
+    fn numbers(&self) -> Result<few::Norm, TchError> {
+        let numbers = |tensor: &Tensor| Vec::try_from(&tensor.f_to_kind(Kind::Float)?);
+        let (weight, bias) = (numbers(&self.weight)?, numbers(&self.bias)?);
+        Ok(few::Norm { weight, bias, eps: self.eps as f32 })
+    }
+
     fn forward(&self, x: &Tensor) -> Result<Tensor, TchError> {
         x.f_layer_norm(self.weight.size(), Some(&self.weight), Some(&self.bias), self.eps, false)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::adapters::embedder::torch::{cpu_has_bf16, cpu_has_int8};
+
+    const WIDTH: i64 = 64;
+
+    fn random(shape: &[i64], kind: Kind) -> Tensor {
+        (Tensor::randn(shape, (Kind::Float, Device::Cpu)) * 0.3).to_kind(kind)
+    }
+
+    fn norm(kind: Kind) -> Norm {
+        let weight = (random(&[WIDTH], Kind::Float) + 1.0).to_kind(kind);
+        Norm { weight, bias: random(&[WIDTH], kind), eps: 1e-12 }
+    }
+
+    fn bert(kind: Kind, pooling: Pooling, new_linear: fn(Tensor, Tensor) -> Linear) -> Bert {
+        let linear =
+            |to: i64, from: i64| new_linear(random(&[to, from], kind), random(&[to], kind));
+        let layer = |_| Layer {
+            query_key_value: linear(3 * WIDTH, WIDTH),
+            attention_output: linear(WIDTH, WIDTH),
+            attention_norm: norm(kind),
+            intermediate: linear(2 * WIDTH, WIDTH),
+            output: linear(WIDTH, 2 * WIDTH),
+            output_norm: norm(kind),
+        };
+        let shape = json!({
+            "hidden_size": WIDTH, "num_hidden_layers": 3, "num_attention_heads": 2,
+            "intermediate_size": 2 * WIDTH, "max_position_embeddings": 64, "vocab_size": 100,
+            "type_vocab_size": 1, "layer_norm_eps": 1e-12, "hidden_act": "gelu",
+        });
+        let mut bert = Bert {
+            words: random(&[100, WIDTH], kind),
+            positions: random(&[64, WIDTH], kind),
+            norm: norm(kind),
+            layers: (0..3).map(layer).collect(),
+            shape: serde_json::from_value(shape).unwrap(),
+            pooling,
+            device: Device::Cpu,
+            few: None,
+        };
+        bert.take_few().unwrap();
+        bert
+    }
+
+    fn texts(lengths: &[u32]) -> Vec<Arc<[u32]>> {
+        lengths
+            .iter()
+            .map(|&length| (0..length).map(|n| (7 * n + length) % 100).collect())
+            .collect()
+    }
+
+    /// The smallest cosine between what the code for few tokens gives and what that for many does.
+    fn likeness(bert: &Bert) -> f32 {
+        let lengths: [&[u32]; 6] = [&[1], &[10], &[2, 2, 9], &[32], &[15, 17], &[1; 32]];
+        let cosine = |lengths: &[u32]| {
+            let texts = texts(lengths);
+            assert!(bert.few.is_some() && Few::takes(lengths.iter().sum::<u32>() as usize));
+            let few = bert.embed(&texts).unwrap();
+            let batch = Batch::new(&texts, 0, Device::Cpu).unwrap();
+            let many = bert.rows_of(&bert.forward(&batch).unwrap(), texts.len()).unwrap();
+            assert_eq!(few.len(), many.len());
+            let dot =
+                |(a, b): (&Arc<[f32]>, &Arc<[f32]>)| a.iter().zip(&**b).map(|(a, b)| a * b).sum();
+            few.iter().zip(&many).map(dot).fold(1.0, f32::min)
+        };
+        lengths.map(cosine).into_iter().fold(1.0, f32::min)
+    }
+
+    #[test]
+    fn few_tokens_get_the_vectors_that_they_get_among_many() {
+        tch::set_num_threads(1);
+        let _guard = tch::no_grad_guard();
+        for pooling in [Pooling::Mean, Pooling::Cls] {
+            let fp32 = bert(Kind::Float, pooling, Linear::new);
+            if !fp32.can_be_helped() {
+                return println!("not run: this CPU has no AVX-512");
+            }
+            assert!(likeness(&fp32) > 0.999_999, "fp32: {}", likeness(&fp32));
+            assert!(likeness(&fp32.on(Device::Cpu).unwrap()) > 0.999_999);
+            if cpu_has_bf16() {
+                let bf16 = bert(Kind::BFloat16, pooling, Linear::new);
+                assert!(likeness(&bf16) > 0.999, "bf16: {}", likeness(&bf16));
+            }
+            if cpu_has_int8() {
+                let int8 = bert(Kind::Float, pooling, Linear::plain);
+                let int8 = int8.quantize(&texts(&[3, 20, 40])).unwrap();
+                assert!(likeness(&int8) > 0.999, "int8: {}", likeness(&int8));
+            }
+        }
+    }
+
+    #[test]
+    fn few_tokens_that_the_model_does_not_have_are_an_error() {
+        let bert = bert(Kind::Float, Pooling::Mean, Linear::new);
+        assert!(bert.embed(&[Arc::from([1, 100])]).is_err());
     }
 }

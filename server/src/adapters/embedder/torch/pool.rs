@@ -22,6 +22,11 @@ pub trait Forward: Send + 'static {
 
     /// One vector per text. So many workers have nothing to do.
     fn embed(&mut self, texts: &[Arc<[u32]>], idle: usize) -> Result<Rows, Fault>;
+
+    /// Tokens that are computed with such texts and belong to none.
+    fn padding(&self, _texts: &[Arc<[u32]>]) -> usize {
+        0
+    }
 }
 
 /// Why a batch was not embedded.
@@ -321,15 +326,15 @@ impl Shared {
         }
     }
 
-    fn observe(&self, batch: &Batch, took: Duration) {
+    fn observe(&self, batch: &Batch, padding: usize, took: Duration) {
         self.count("embedded", batch.texts.len());
         self.metrics.embed_batch_size.observe(batch.texts.len() as f64);
-        self.metrics.embed_batch_tokens.observe(batch.tokens as f64);
+        let all = (batch.tokens + padding) as f64;
+        self.metrics.embed_batch_tokens.observe(all);
         self.metrics.embed_duration.observe(took.as_secs_f64());
         self.metrics.embed_tokens.with_label_values(&["text"]).inc_by(batch.tokens as f64);
-        // Batches are made without padding, see `model`.
-        self.metrics.embed_tokens.with_label_values(&["padding"]).inc_by(0.0);
-        self.metrics.embed_padding_ratio.set(0.0);
+        self.metrics.embed_tokens.with_label_values(&["padding"]).inc_by(padding as f64);
+        self.metrics.embed_padding_ratio.set(padding as f64 / all);
     }
 }
 
@@ -360,7 +365,7 @@ fn run<F: Forward>(shared: &Shared, index: usize, mut worker: F, share: Option<&
         let (reason, lost) = match outcome {
             Ok(Ok(rows)) if rows.len() == batch.texts.len() => {
                 // Counted before it is answered, so that who has an answer sees it counted.
-                shared.observe(&batch, took);
+                shared.observe(&batch, worker.padding(&batch.texts), took);
                 let waiters = shared.lock().queue.finish(&batch, Some(took));
                 for (row, waiters) in rows.iter().zip(waiters) {
                     for waiter in waiters {

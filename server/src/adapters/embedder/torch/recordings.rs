@@ -41,13 +41,19 @@ impl Recordings {
         bert: &Bert,
         texts: &[Arc<[u32]>],
     ) -> Option<Result<Vec<Arc<[f32]>>, TchError>> {
-        let (tokens, _) = sizes(texts);
-        let fits = |recording: &&Recording| {
-            // One token is left for the text behind them.
-            tokens < recording.tokens && texts.len() <= recording.texts
-        };
-        let recording = self.0.iter().find(fits)?;
+        let recording = self.for_texts(texts)?;
         Some(recording.run(texts).and_then(|vectors| bert.rows_of(&vectors, texts.len())))
+    }
+
+    /// Tokens that the recording for such texts has, if there is one.
+    pub fn tokens(&self, texts: &[Arc<[u32]>]) -> Option<usize> {
+        self.for_texts(texts).map(|recording| recording.tokens)
+    }
+
+    fn for_texts(&self, texts: &[Arc<[u32]>]) -> Option<&Recording> {
+        let (tokens, _) = sizes(texts);
+        // One token is left for the text behind them.
+        self.0.iter().find(|it| tokens < it.tokens && texts.len() <= it.texts)
     }
 }
 

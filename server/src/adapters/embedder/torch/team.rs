@@ -5,6 +5,9 @@
 
 use std::cell::Cell;
 use std::hint::spin_loop;
+use std::marker::PhantomData;
+use std::ops::Range;
+use std::slice;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicUsize, Ordering};
 use std::thread::{JoinHandle, park, yield_now};
@@ -100,6 +103,31 @@ pub fn share(parts: usize, work: impl Fn(usize) + Sync) {
     shared.number.fetch_add(1, Ordering::SeqCst);
     let _closed = Closed(shared);
     job.take_part();
+}
+
+/// A slice that parts of a piece of work write to, each elsewhere.
+pub struct Writer<'a, T> {
+    start: *mut T,
+    len: usize,
+    slice: PhantomData<&'a mut [T]>,
+}
+
+// SAFETY: who writes to a part of it promises to be the only one.
+unsafe impl<T: Send> Sync for Writer<'_, T> {}
+
+impl<'a, T> Writer<'a, T> {
+    pub fn new(slice: &'a mut [T]) -> Self {
+        Self { start: slice.as_mut_ptr(), len: slice.len(), slice: PhantomData }
+    }
+
+    /// # Safety
+    /// Nobody else uses any of this part meanwhile.
+    #[allow(clippy::mut_from_ref, reason = "it is what the promise is for")]
+    pub unsafe fn part(&self, range: Range<usize>) -> &mut [T] {
+        assert!(range.start <= range.end && range.end <= self.len);
+        // SAFETY: it lies within the slice, and is the caller's alone.
+        unsafe { slice::from_raw_parts_mut(self.start.add(range.start), range.len()) }
+    }
 }
 
 /// Closes a job, before it goes.

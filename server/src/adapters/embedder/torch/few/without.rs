@@ -1,0 +1,54 @@
+//! Where there is no AVX-512: there is no such encoder.
+
+use std::sync::Arc;
+
+use tch::{TchError, Tensor};
+
+use super::files::Pooling;
+
+pub enum Few {}
+
+pub enum Panels {}
+
+pub struct Norm {
+    pub weight: Vec<f32>,
+    pub bias: Vec<f32>,
+    pub eps: f32,
+}
+
+pub struct Layer {
+    pub query_key_value: Panels,
+    pub attention_output: Panels,
+    pub attention_norm: Norm,
+    pub intermediate: Panels,
+    pub output: Panels,
+    pub output_norm: Norm,
+}
+
+impl Panels {
+    pub fn pack(_: &Tensor, _: &Tensor) -> Option<Self> {
+        None
+    }
+
+    pub fn pack_int8(_: &Tensor, _: &Tensor, _: &Tensor, _: (f64, i64)) -> Option<Self> {
+        None
+    }
+}
+
+impl Few {
+    pub fn new(_: [&Tensor; 2], _: Norm, _: Vec<Layer>, _: usize, _: Pooling) -> Option<Self> {
+        None
+    }
+
+    pub fn share(&self) -> Self {
+        match *self {}
+    }
+
+    pub fn takes(_: usize) -> bool {
+        false
+    }
+
+    pub fn embed(&self, _: &[Arc<[u32]>]) -> Result<Vec<Arc<[f32]>>, TchError> {
+        match *self {}
+    }
+}
