@@ -127,7 +127,7 @@ async fn the_loss_of_a_query_node_is_not_noticed_where_another_has_a_copy() {
         let reasons = format!(
             r#"kubectl logs -n {NAMESPACE} -l app.kubernetes.io/component=api --tail=-1 |
                 grep 'request failed' | grep -oE '"?error"?[:=].*' | cut -c1-300 |
-                sed -E 's/[0-9]{{4,}}/N/g' | sort | uniq -c | sort -rn | head -8"#
+                sed -E 's/","request_id.*//; s/[0-9]{{4,}}/N/g; s/[0-9.]+ms/N ms/' | sort | uniq -c | sort -rn | head -8"#
         );
         figure(&format!("servers said:\n{}", cluster.sh(&reasons).await));
         let patch = r#"{"spec": {"milvus": {"replicaNumber": 2}}}"#;

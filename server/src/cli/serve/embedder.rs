@@ -19,6 +19,12 @@ const NEXT_SEED: u8 = 1;
 /// Longest wait at the start for an embedding server.
 const REMOTE_PATIENCE: Duration = Duration::from_secs(30);
 
+/// Some for each worker.
+#[cfg(feature = "torch")]
+const FIRST_QUERIES: usize = 8;
+#[cfg(feature = "torch")]
+const FIRST_PATIENCE: Duration = Duration::from_secs(30);
+
 /// The models of a server: that of `embedder` and, when there is one, that of `next_embedder`.
 pub async fn load_all(config: &Config, metrics: &Arc<Metrics>) -> Result<Embedders, Failure> {
     let first = Embedders::from(load(config, 0, metrics).await?);
@@ -65,7 +71,11 @@ async fn load(
 
 #[cfg(feature = "torch")]
 async fn load_torch(config: &Config, metrics: Arc<Metrics>) -> Result<Arc<dyn Embedder>, Failure> {
+    use std::time::Instant;
+
     use crate::adapters::embedder::torch::{TorchEmbedder, TorchOptions};
+    use crate::ports::{Class, Urgency};
+
     let embedder = &config.embedder;
     let options = TorchOptions {
         model_dir: embedder.model_dir.clone().ok_or(
@@ -84,7 +94,14 @@ async fn load_torch(config: &Config, metrics: Arc<Metrics>) -> Result<Arc<dyn Em
         ..TorchOptions::default()
     };
     let load = move || TorchEmbedder::load(&options, metrics);
-    Ok(Arc::new(tokio::task::spawn_blocking(load).await??))
+    let embedder = tokio::task::spawn_blocking(load).await??;
+    // So that the first query finds what is made once, and its weights in the caches.
+    for _ in 0..FIRST_QUERIES {
+        let deadline = Instant::now() + FIRST_PATIENCE;
+        let urgency = Urgency { class: Class::Interactive, deadline };
+        embedder.embed(vec!["the first queries of a server".into()], urgency).await?;
+    }
+    Ok(Arc::new(embedder))
 }
 
 #[cfg(not(feature = "torch"))]

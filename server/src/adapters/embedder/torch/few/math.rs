@@ -101,6 +101,7 @@ fn softmax(scores: &mut [f32; ROWS]) {
 }
 
 /// `x / 2 * (1 + erf(x / √2))`.
+#[inline]
 #[target_feature(enable = "avx512f")]
 pub fn gelu(x: __m512) -> __m512 {
     let number = |number: f32| _mm512_set1_ps(number);
@@ -113,6 +114,7 @@ pub fn gelu(x: __m512) -> __m512 {
 ///
 /// # Source
 /// Abramowitz and Stegun 1964, "Handbook of Mathematical Functions", 7.1.26.
+#[inline]
 #[target_feature(enable = "avx512f")]
 fn erf(x: __m512) -> __m512 {
     let number = |number: f32| _mm512_set1_ps(number);
@@ -130,6 +132,7 @@ fn erf(x: __m512) -> __m512 {
 }
 
 /// `exp(-x)` of what is not negative: a power of two, and the Taylor series of the rest.
+#[inline]
 #[target_feature(enable = "avx512f")]
 fn exp_of_negative(x: __m512) -> __m512 {
     let number = |number: f32| _mm512_set1_ps(number);
@@ -146,6 +149,7 @@ fn exp_of_negative(x: __m512) -> __m512 {
     _mm512_scalef_ps(sum, power)
 }
 
+#[inline]
 #[target_feature(enable = "avx512f")]
 pub fn load(from: &[f32]) -> __m512 {
     assert!(from.len() >= LANES);
@@ -153,6 +157,7 @@ pub fn load(from: &[f32]) -> __m512 {
     unsafe { _mm512_loadu_ps(from.as_ptr()) }
 }
 
+#[inline]
 #[target_feature(enable = "avx512f")]
 pub fn store(numbers: __m512, to: &mut [f32]) {
     assert!(to.len() >= LANES);

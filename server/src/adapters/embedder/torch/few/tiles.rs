@@ -82,6 +82,7 @@ macro_rules! tiles {
     };
 }
 
+#[inline]
 #[target_feature(enable = "avx512f")]
 unsafe fn load_line(line: *const Line) -> __m512i {
     // SAFETY: the caller's; it is aligned.
@@ -89,6 +90,7 @@ unsafe fn load_line(line: *const Line) -> __m512i {
 }
 
 /// A number of the input, in all lanes.
+#[inline]
 #[target_feature(enable = "avx512f")]
 unsafe fn spread(x: *const u32) -> __m512 {
     // SAFETY: the caller's.
