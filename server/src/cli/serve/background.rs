@@ -114,10 +114,11 @@ pub fn verify(
         let verifier = Arc::clone(&verifier);
         async move {
             let started = Instant::now();
-            verifier.lock().await.step().await?;
+            let stepped = verifier.lock().await.step().await;
+            // Also after one that failed: who does not answer in time has more to do than it can.
             let pause = started.elapsed().mul_f64(1.0 / VERIFY_SHARE - 1.0);
             tokio::time::sleep(pause.min(VERIFY_PAUSE)).await;
-            Ok(())
+            Ok(stepped.map(drop)?)
         }
     })
 }

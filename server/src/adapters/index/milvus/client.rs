@@ -202,10 +202,36 @@ impl<C: Client> Servers<C> {
     where
         F: Future<Output = Result<T, C::Error>>,
     {
-        match self.hedged(action, &work).await {
+        self.read_with(HEDGES, action, collection, work).await
+    }
+
+    /// The same for many rows, which a server that is slow is not asked for twice at a time.
+    pub async fn read_much<T, F>(
+        &self,
+        action: &'static str,
+        collection: &str,
+        work: impl Fn(C) -> F,
+    ) -> Result<T, IndexError>
+    where
+        F: Future<Output = Result<T, C::Error>>,
+    {
+        self.read_with(0, action, collection, work).await
+    }
+
+    async fn read_with<T, F>(
+        &self,
+        hedges: usize,
+        action: &'static str,
+        collection: &str,
+        work: impl Fn(C) -> F,
+    ) -> Result<T, IndexError>
+    where
+        F: Future<Output = Result<T, C::Error>>,
+    {
+        match self.hedged(hedges, action, &work).await {
             Err(error) if client_error(&error).is_some_and(C::is_not_loaded) => {
                 self.load(collection).await?;
-                self.hedged(action, &work).await
+                self.hedged(hedges, action, &work).await
             }
             answer => answer,
         }
@@ -216,6 +242,7 @@ impl<C: Client> Servers<C> {
     /// hedged requests.
     async fn hedged<T, F>(
         &self,
+        hedges: usize,
         action: &'static str,
         work: &impl Fn(C) -> F,
     ) -> Result<T, IndexError>
@@ -238,7 +265,7 @@ impl<C: Client> Servers<C> {
                     }
                     answer => return answer,
                 },
-                () = sleep(pause), if permits.len() < HEDGES => {
+                () = sleep(pause), if permits.len() < hedges => {
                     if let Ok(permit) = self.hedges.try_acquire() {
                         permits.push(permit);
                         self.metrics.milvus_hedges.inc();

@@ -110,7 +110,7 @@ impl Reads for MilvusIndex {
         let (field, limit) = (each.field(), i64::try_from(limit).map_err(failed("search"))?);
         let answer = self
             .servers
-            .read("search", &collection.name, |client| {
+            .read_much("search", &collection.name, |client| {
                 let request = QueryRequest::builder()
                     .collection_name(collection.name.as_str())
                     .filter(expression)

@@ -97,6 +97,19 @@ async fn a_read_without_an_answer_is_made_once_more_beside_the_first() {
 }
 
 #[tokio::test]
+async fn a_read_of_many_rows_is_not_made_once_more_beside_itself() {
+    let servers = servers(&["a"]);
+    let asked = AtomicUsize::new(0);
+    let work = |_: Fake| {
+        asked.fetch_add(1, Ordering::Relaxed);
+        std::future::pending::<Result<(), Fault>>()
+    };
+    let answer = servers.read_much("search", "exercises", work).await;
+    assert!(matches!(answer, Err(IndexError::Unavailable { .. })));
+    assert_eq!(asked.into_inner(), 1);
+}
+
+#[tokio::test]
 async fn another_server_is_asked_beside_one_that_does_not_answer_and_is_preferred_then() {
     let servers = servers(&["a", "b"]);
     assert_eq!(read(&servers, 1).await.1, ["a", "b"]);

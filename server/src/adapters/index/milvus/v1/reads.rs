@@ -104,7 +104,7 @@ impl Reads for MilvusV1Index {
         let options = &options;
         let mut answer = self
             .servers
-            .read("search", &collection.name, |client| async move {
+            .read_much("search", &collection.name, |client| async move {
                 client.query(collection.name.as_str(), expression, options).await
             })
             .await?;
