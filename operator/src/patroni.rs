@@ -77,6 +77,11 @@ impl Cluster {
 }
 
 impl ClusterMember {
+    #[cfg(test)]
+    pub fn in_state(name: &str, state: &str, is_leader: bool) -> Self {
+        Self { name: name.to_owned(), state: state.to_owned(), is_leader, ..Self::default() }
+    }
+
     /// Whether its Postgres does not start, whatever Patroni tries.
     pub fn has_failed(&self) -> bool {
         ["start failed", "restart failed", "stop failed", "crashed"].contains(&self.state.as_str())

@@ -317,13 +317,12 @@ mod tests {
     use super::*;
 
     fn cluster(leader: &str, replica: &str) -> Cluster {
-        let member = |name: &str, state: &str, is_leader| ClusterMember {
-            name: name.to_owned(),
-            state: state.to_owned(),
-            is_leader,
-            ..ClusterMember::default()
-        };
-        Cluster { members: vec![member("pg-0", leader, true), member("pg-1", replica, false)] }
+        Cluster {
+            members: vec![
+                ClusterMember::in_state("pg-0", leader, true),
+                ClusterMember::in_state("pg-1", replica, false),
+            ],
+        }
     }
 
     #[test]

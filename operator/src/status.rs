@@ -438,13 +438,10 @@ mod tests {
     fn a_replica_that_follows_nobody_is_told_of_though_all_pods_are_ready() {
         let now = Time(k8s_openapi::jiff::Timestamp::UNIX_EPOCH);
         let degraded = |leader: &str, replica: &str| {
-            let member = |name: &str, state: &str, is_leader| ClusterMember {
-                name: name.to_owned(),
-                state: state.to_owned(),
-                is_leader,
-                ..ClusterMember::default()
-            };
-            let members = vec![member("gym-postgres-0", leader, true), member("b", replica, false)];
+            let members = vec![
+                ClusterMember::in_state("gym-postgres-0", leader, true),
+                ClusterMember::in_state("b", replica, false),
+            ];
             let cluster = Cluster { members };
             let outcome = Outcome::Applied;
             let status = status(&deployment(), &observed(2), Some(&cluster), &outcome, None, &now);

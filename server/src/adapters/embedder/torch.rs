@@ -2,10 +2,6 @@
 
 mod batch;
 mod cuda;
-#[cfg(target_arch = "x86_64")]
-mod few;
-#[cfg(not(target_arch = "x86_64"))]
-#[path = "torch/few/without.rs"]
 mod few;
 mod files;
 mod layout;

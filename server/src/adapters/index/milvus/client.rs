@@ -37,7 +37,9 @@ const RETRIES: u32 = 3;
 /// The first; each later one is twice as long.
 const RETRY_PAUSE: Duration = Duration::from_millis(100);
 /// Of one read.
-const HEDGES: usize = 2;
+pub const HEDGES: usize = 2;
+/// Of one of many rows, which a server that is slow is not asked for twice at a time.
+pub const NO_HEDGES: usize = 0;
 /// Of all reads at a time, so that a Milvus that is only slow does not get twice the work.
 const ALL_HEDGES: usize = 16;
 /// As in `tonic::Code`: the server's answer would be the same again.
@@ -190,35 +192,10 @@ impl<C: Client> Servers<C> {
         }))
     }
 
-    /// Makes a call that reads from a collection, some times over while there is no answer: the
-    /// first one counts. A collection that is not loaded, as after a restart of some servers, is
-    /// loaded first. A server that says that it cannot for the moment is asked again.
+    /// Makes a call that reads from a collection, and as many as `hedges` more beside it while there
+    /// is no answer: the first one counts. A collection that is not loaded, as after a restart of
+    /// some servers, is loaded first. A server that says that it cannot for the moment is asked again.
     pub async fn read<T, F>(
-        &self,
-        action: &'static str,
-        collection: &str,
-        work: impl Fn(C) -> F,
-    ) -> Result<T, IndexError>
-    where
-        F: Future<Output = Result<T, C::Error>>,
-    {
-        self.read_with(HEDGES, action, collection, work).await
-    }
-
-    /// The same for many rows, which a server that is slow is not asked for twice at a time.
-    pub async fn read_much<T, F>(
-        &self,
-        action: &'static str,
-        collection: &str,
-        work: impl Fn(C) -> F,
-    ) -> Result<T, IndexError>
-    where
-        F: Future<Output = Result<T, C::Error>>,
-    {
-        self.read_with(0, action, collection, work).await
-    }
-
-    async fn read_with<T, F>(
         &self,
         hedges: usize,
         action: &'static str,

@@ -15,7 +15,7 @@ use milvus::v2::prelude::{
     IndexParam, InsertRequest, QueryRequest, UpsertRequest,
 };
 
-use super::client::{Servers, failed, jittered};
+use super::client::{HEDGES, Servers, failed, jittered};
 use super::names::{alias, generations, name};
 use super::rows;
 use crate::ports::{IndexError, IndexedCollection};
@@ -142,7 +142,7 @@ pub async fn generation(
 ) -> Result<i64, IndexError> {
     let meta = generations(prefix);
     let answer = servers
-        .read("read", &meta, |client| {
+        .read(HEDGES, "read", &meta, |client| {
             let request = QueryRequest::builder()
                 .collection_name(meta.as_str())
                 .filter(format!("{} == {collection}", rows::COLLECTION))

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use milvus::v2::prelude::{ClientV2, Ids, QueryRequest, SearchRequest, SearchVectors};
 
-use super::client::failed;
+use super::client::{HEDGES, NO_HEDGES, failed};
 use super::search::{COUNT, EXPANSION_SEARCH, Each, Page, Reads, Wanted};
 use super::{MilvusIndex, MilvusOptions, OpenCollection, rows};
 use crate::domain::fusion::{self, Scored};
@@ -43,7 +43,7 @@ impl Reads for MilvusIndex {
         };
         let answer = self
             .servers
-            .read("search", &collection.name, |client| {
+            .read(HEDGES, "search", &collection.name, |client| {
                 let request = SearchRequest::builder()
                     .collection_name(collection.name.as_str())
                     .vector_field(field)
@@ -80,7 +80,7 @@ impl Reads for MilvusIndex {
     ) -> Result<u64, IndexError> {
         let answer = self
             .servers
-            .read("search", &collection.name, |client| {
+            .read(HEDGES, "search", &collection.name, |client| {
                 let request = QueryRequest::builder()
                     .collection_name(collection.name.as_str())
                     .filter(expression)
@@ -110,7 +110,7 @@ impl Reads for MilvusIndex {
         let (field, limit) = (each.field(), i64::try_from(limit).map_err(failed("search"))?);
         let answer = self
             .servers
-            .read_much("search", &collection.name, |client| {
+            .read(NO_HEDGES, "search", &collection.name, |client| {
                 let request = QueryRequest::builder()
                     .collection_name(collection.name.as_str())
                     .filter(expression)

@@ -4,26 +4,12 @@ use std::sync::Arc;
 
 use tch::{TchError, Tensor};
 
-use super::files::Pooling;
+use super::{Layer, Norm};
+use crate::adapters::embedder::torch::files::Pooling;
 
 pub enum Few {}
 
 pub enum Panels {}
-
-pub struct Norm {
-    pub weight: Vec<f32>,
-    pub bias: Vec<f32>,
-    pub eps: f32,
-}
-
-pub struct Layer {
-    pub query_key_value: Panels,
-    pub attention_output: Panels,
-    pub attention_norm: Norm,
-    pub intermediate: Panels,
-    pub output: Panels,
-    pub output_norm: Norm,
-}
 
 impl Panels {
     pub fn pack(_: &Tensor, _: &Tensor) -> Option<Self> {

@@ -67,7 +67,7 @@ fn servers(endpoints: &[&str]) -> Servers<Fake> {
 async fn read(servers: &Servers<Fake>, silent: usize) -> (Result<usize, IndexError>, Vec<String>) {
     let asked = Mutex::new(Vec::new());
     let answer = servers
-        .read("search", "exercises", |client: Fake| {
+        .read(HEDGES, "search", "exercises", |client: Fake| {
             let mut asked = asked.lock().unwrap();
             asked.push(client.0);
             let number = asked.len();
@@ -104,7 +104,7 @@ async fn a_read_of_many_rows_is_not_made_once_more_beside_itself() {
         asked.fetch_add(1, Ordering::Relaxed);
         std::future::pending::<Result<(), Fault>>()
     };
-    let answer = servers.read_much("search", "exercises", work).await;
+    let answer = servers.read(NO_HEDGES, "search", "exercises", work).await;
     assert!(matches!(answer, Err(IndexError::Unavailable { .. })));
     assert_eq!(asked.into_inner(), 1);
 }
@@ -126,7 +126,7 @@ async fn a_server_that_says_that_it_cannot_for_the_moment_is_asked_again_and_nev
             let number = asked.fetch_add(1, Ordering::Relaxed) + 1;
             async move { if number < until { Err(fault) } else { Ok(number) } }
         };
-        servers.read("search", "exercises", work).await
+        servers.read(HEDGES, "search", "exercises", work).await
     };
     assert_eq!(call(4, Fault::NotNow).await.unwrap(), 4);
     for _ in 0..2 * FAILURES {
@@ -153,7 +153,7 @@ async fn a_server_that_is_only_slow_gets_a_bounded_number_of_reads_more() {
         running.fetch_sub(1, Ordering::Relaxed);
         Ok(())
     };
-    let reads = (0..READS).map(|_| servers.read("search", "exercises", slow));
+    let reads = (0..READS).map(|_| servers.read(HEDGES, "search", "exercises", slow));
     for answer in futures::future::join_all(reads).await {
         answer.unwrap();
     }

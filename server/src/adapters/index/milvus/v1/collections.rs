@@ -12,7 +12,7 @@ use milvus::v1::schema::CollectionSchema;
 use milvus::v1::value::ValueVec;
 
 use super::rows::{self as own, Indexed};
-use crate::adapters::index::milvus::client::{Client, Servers, failed};
+use crate::adapters::index::milvus::client::{Client, HEDGES, Servers, failed};
 use crate::adapters::index::milvus::names::{alias, generations, name};
 use crate::adapters::index::milvus::rows;
 use crate::ports::{IndexError, IndexedCollection};
@@ -131,9 +131,12 @@ pub async fn generation(
         .limit(1)
         .consistency_level(ConsistencyLevel::Strong as i32);
     let (meta, filter, options) = (meta.as_str(), filter.as_str(), &options);
-    let columns = servers
-        .read("read", meta, |client| async move { client.query(meta, filter, options).await })
-        .await?;
+    let columns =
+        servers
+            .read(HEDGES, "read", meta, |client| async move {
+                client.query(meta, filter, options).await
+            })
+            .await?;
     let column = columns.into_iter().find(|column| column.name == rows::GENERATION);
     match column.map(|column| column.value) {
         Some(ValueVec::Long(values)) => Ok(values.first().copied().unwrap_or(0)),

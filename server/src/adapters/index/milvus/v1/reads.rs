@@ -11,7 +11,7 @@ use serde_json::Value as Json;
 
 use super::client::level;
 use super::{MilvusV1Index, NO_FULL_TEXT};
-use crate::adapters::index::milvus::client::failed;
+use crate::adapters::index::milvus::client::{HEDGES, NO_HEDGES, failed};
 use crate::adapters::index::milvus::search::{EXPANSION_SEARCH, Each, Page, Reads, Wanted};
 use crate::adapters::index::milvus::{MilvusOptions, OpenCollection, rows};
 use crate::domain::fusion::{self, Scored};
@@ -44,7 +44,7 @@ impl Reads for MilvusV1Index {
         };
         let mut hits = self
             .servers
-            .read("search", &collection.name, |client| {
+            .read(HEDGES, "search", &collection.name, |client| {
                 let options = SearchOptions::new()
                     .limit(limit)
                     .filter(expression.to_owned())
@@ -77,7 +77,7 @@ impl Reads for MilvusV1Index {
         let options = &options;
         let count = self
             .servers
-            .read("search", &collection.name, |client| async move {
+            .read(HEDGES, "search", &collection.name, |client| async move {
                 client.count_with_expr(collection.name.as_str(), expression, options).await
             })
             .await?;
@@ -104,7 +104,7 @@ impl Reads for MilvusV1Index {
         let options = &options;
         let mut answer = self
             .servers
-            .read_much("search", &collection.name, |client| async move {
+            .read(NO_HEDGES, "search", &collection.name, |client| async move {
                 client.query(collection.name.as_str(), expression, options).await
             })
             .await?;
