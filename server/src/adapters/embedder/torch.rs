@@ -22,6 +22,7 @@ use std::time::{Duration, Instant};
 use async_trait::async_trait;
 use futures::future::try_join_all;
 use tokio::sync::Semaphore;
+use tokio::task::yield_now;
 use tokio::time::timeout_at;
 
 use super::batching::Batching;
@@ -31,10 +32,11 @@ use crate::domain::EmbeddingVersion;
 use crate::metrics::Metrics;
 use crate::ports::{EmbedError, Embedder, Embedding, ModelInfo, Urgency};
 use batch::{Limits, Reserved};
+use few::Few;
 use files::ModelFiles;
 use linear::Linear;
 use model::Bert;
-use pool::{Fault, Forward, Pool, Rows, Share};
+use pool::{AtOnce, Fault, Forward, Pool, Rows, Share};
 use recordings::Recordings;
 use speed::Speed;
 use team::Team;
@@ -146,6 +148,7 @@ pub struct TorchEmbedder {
     /// Bounds the threads that tokenize, which share the CPUs with the model.
     tokenizing: Semaphore,
     pool: Pool,
+    team: Arc<Team>,
 }
 
 impl TorchEmbedder {
@@ -219,17 +222,21 @@ impl TorchEmbedder {
                 tch::Cuda::synchronize(i64::try_from(index).unwrap_or(i64::MAX));
             }
         }
-        let helpers =
-            if bert.can_be_helped() { all.saturating_sub(1).min(MOST_HELPERS) } else { 0 };
+        let few = bert.few();
+        let helpers = few.as_ref().map_or(0, |_| all.saturating_sub(1).min(MOST_HELPERS));
         let team = Arc::new(Team::new(helpers).map_err(LoadError::StartThread)?);
         let worker = |number: usize| -> Result<Worker, LoadError> {
             let bert = &berts[number % berts.len()];
-            let (bert, team) = (bert.on(bert.device())?, Arc::clone(&team));
-            Ok(Worker { bert, team, recordings: Recordings::default(), guard: None })
+            let bert = bert.on(bert.device())?;
+            Ok(Worker { bert, recordings: Recordings::default(), guard: None })
         };
         let models = (0..all).map(worker).collect::<Result<_, _>>()?;
-        let pool =
-            Pool::start(models, limits, speed, metrics, share).map_err(LoadError::StartThread)?;
+        let at_once = few.map(|few| AtOnce {
+            tokens: few::MOST_TOKENS,
+            forward: Box::new(Query { few, team: Arc::clone(&team) }),
+        });
+        let pool = Pool::start(models, limits, speed, metrics, share, at_once)
+            .map_err(LoadError::StartThread)?;
         let names = devices.iter().map(|device| match device {
             tch::Device::Cuda(index) => format!("cuda:{index}"),
             _ => "cpu".to_owned(),
@@ -240,6 +247,7 @@ impl TorchEmbedder {
             tokenizer: Arc::new(tokenizer),
             tokenizing: Semaphore::new(cpus),
             pool,
+            team,
         })
     }
     /// Answers those who wait with `Stopped` and waits for running batches, at most `limit`; true
@@ -278,7 +286,12 @@ impl TorchEmbedder {
     ) -> Result<Vec<Embedding>, EmbedError> {
         let tokens = texts.iter().map(|text| self.expected_tokens(text)).sum();
         let reservation = self.pool.reserve(Reserved { texts: texts.len(), tokens }, urgency)?;
+        if tokens <= few::MOST_TOKENS {
+            self.team.rouse(reservation.idle);
+        }
         let tokens = self.tokens(texts).await?;
+        // Who is about to ask, too, comes first: what comes together is computed together.
+        yield_now().await;
         let ids = tokens.iter().map(|tokens| Arc::clone(&tokens.ids)).collect();
         let rows = self
             .pool
@@ -352,7 +365,6 @@ fn in_parts(texts: Vec<Arc<str>>, bytes: usize) -> Vec<Vec<Arc<str>>> {
 
 struct Worker {
     bert: Bert,
-    team: Arc<Team>,
     /// Of a GPU alone.
     recordings: Recordings,
     guard: Option<tch::NoGradGuard>,
@@ -377,11 +389,9 @@ impl Forward for Worker {
         warm_up().map_err(|error: tch::TchError| error.to_string())
     }
 
-    fn embed(&mut self, texts: &[Arc<[u32]>], idle: usize) -> Result<Rows, Fault> {
+    fn embed(&mut self, texts: &[Arc<[u32]>], _: usize) -> Result<Rows, Fault> {
         let recorded = self.recordings.embed(&self.bert, texts);
-        recorded
-            .unwrap_or_else(|| self.team.assist(idle, || self.bert.embed(texts)))
-            .map_err(|error| fault(error.to_string()))
+        recorded.unwrap_or_else(|| self.bert.embed(texts)).map_err(|error| fault(error.to_string()))
     }
 
     fn padding(&self, texts: &[Arc<[u32]>]) -> usize {
@@ -390,6 +400,19 @@ impl Forward for Worker {
             tch::Device::Cpu => layout::filling(tokens),
             _ => self.recordings.tokens(texts).map_or(0, |all| all - tokens),
         }
+    }
+}
+
+/// The model for few tokens, on whatever thread a query comes by.
+struct Query {
+    few: Few,
+    team: Arc<Team>,
+}
+
+impl Forward for Query {
+    fn embed(&mut self, texts: &[Arc<[u32]>], idle: usize) -> Result<Rows, Fault> {
+        let rows = self.team.assist(idle, || self.few.embed(texts));
+        rows.map_err(|error| fault(error.to_string()))
     }
 }
 

@@ -45,7 +45,8 @@ pub struct Limits {
     pub tokens: usize,
     /// Tokens in a batch; one text always fits.
     pub batch_tokens: usize,
-    /// What waits is shared among the workers, but not in smaller shares than of so many tokens.
+    /// What waits is shared among the workers that are free, but not in smaller shares than of so many
+    /// tokens.
     pub share_tokens: usize,
     /// That run.
     pub workers: usize,
@@ -98,6 +99,7 @@ pub struct Queue<W> {
     /// Interactive batches since bulk had its turn, while it waits.
     passed_over: usize,
     running_tokens: usize,
+    running: usize,
     reserved: Reserved,
     speed: Speed,
     last_sweep: Option<Instant>,
@@ -149,6 +151,7 @@ impl<W: Waiter> Queue<W> {
             next: 0,
             passed_over: 0,
             running_tokens: 0,
+            running: 0,
             reserved: Reserved::default(),
             speed,
             last_sweep: None,
@@ -338,16 +341,31 @@ impl<W: Waiter> Queue<W> {
             let Some(mut batch) = self.fill(class, now) else { continue };
             let passed_over = class == Class::Interactive && documents;
             self.passed_over = if passed_over { self.passed_over + 1 } else { 0 };
-            let is_alone = self.running_tokens == 0 && self.texts() == 0;
-            batch.idle = if is_alone { self.limits.workers.saturating_sub(1) } else { 0 };
+            batch.idle = self.idle();
             self.running_tokens += batch.tokens;
+            self.running += 1;
             return Some(batch);
         }
     }
 
+    /// All that waits, where that is so many tokens at most, and nobody else is about to come.
+    pub fn take_all(&mut self, tokens: usize, now: Instant) -> Option<Batch> {
+        if self.running_tokens > 0 || self.reserved.texts > 0 || self.tokens() > tokens {
+            return None;
+        }
+        self.take(now)
+    }
+
+    /// Workers beside one that have nothing to do, if none has.
+    pub fn idle(&self) -> usize {
+        let is_alone = self.running_tokens == 0 && self.texts() == 0;
+        if is_alone { self.limits.workers.saturating_sub(1) } else { 0 }
+    }
+
     fn fill(&mut self, class: Class, now: Instant) -> Option<Batch> {
         let most = self.limits.batch_tokens;
-        let share = self.line(class).tokens.div_ceil(self.limits.workers.max(1));
+        let free = self.limits.workers.saturating_sub(self.running).max(1);
+        let share = self.line(class).tokens.div_ceil(free);
         let budget = share.clamp(self.limits.share_tokens.min(most), most);
         let mut chosen: Vec<(usize, u64)> = Vec::new();
         let mut tokens = 0;
@@ -366,7 +384,7 @@ impl<W: Waiter> Queue<W> {
             if !self.prune(key.1, now, hopeless) {
                 continue;
             }
-            let fits = tokens + length <= budget && latest_end.is_none_or(|latest| end <= latest);
+            let fits = tokens + length <= most && latest_end.is_none_or(|latest| end <= latest);
             if !chosen.is_empty() && !fits {
                 if self.limits.batching == Batching::Fifo {
                     break;
@@ -452,6 +470,7 @@ impl<W: Waiter> Queue<W> {
     /// model, `None` when it failed.
     pub fn finish(&mut self, batch: &Batch, took: Option<Duration>) -> Vec<Vec<W>> {
         self.running_tokens = self.running_tokens.saturating_sub(batch.tokens);
+        self.running = self.running.saturating_sub(1);
         if let Some(took) = took {
             self.speed.record(batch.tokens, took);
         }
@@ -475,6 +494,7 @@ impl<W: Waiter> Queue<W> {
         self.interactive = Line::default();
         self.bulk = Line::default();
         self.running_tokens = 0;
+        self.running = 0;
         self.by_ids.clear();
         let entries = self.entries.drain();
         entries.flat_map(|(_, entry)| entry.waiters).map(|(waiter, _)| waiter).collect()

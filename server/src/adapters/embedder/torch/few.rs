@@ -11,7 +11,10 @@ mod encoder;
 #[path = "few/without.rs"]
 mod encoder;
 
-pub use encoder::{Few, Panels};
+pub use encoder::{Few, Panels, attend};
+
+/// Tokens that it is faster for: about twice as fast at ten, as fast at 32.
+pub const MOST_TOKENS: usize = 32;
 
 pub struct Norm {
     pub weight: Vec<f32>,

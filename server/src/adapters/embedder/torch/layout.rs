@@ -6,6 +6,7 @@ use std::sync::Arc;
 use tch::{Device, IndexOp, Kind, TchError, Tensor};
 
 use super::cuda;
+use super::few;
 use super::files::Pooling;
 
 /// Of `embedding_bag`.
@@ -41,7 +42,7 @@ pub struct Group {
 }
 
 impl Batch {
-    /// Of texts of which those of equal length stand together. On a CPU so many rows are added, as a
+    /// Of texts of which those of equal length stand together. On a CPU so many rows are added, each a
     /// text behind them.
     pub fn new(texts: &[Arc<[u32]>], filling: usize, device: Device) -> Result<Self, TchError> {
         if let Device::Cuda(_) = device {
@@ -55,8 +56,8 @@ impl Batch {
         let mut places: Vec<i32> = texts.iter().flat_map(|ids| 0..count(ids)).collect();
         let mut groups = groups(texts);
         if filling > 0 {
-            let (start, length) = (i64::from(count(&ids)), i64::from(number(filling)));
-            groups.push(Group { rows: start..start + length, texts: 1, length });
+            let (start, texts) = (i64::from(count(&ids)), i64::from(number(filling)));
+            groups.push(Group { rows: start..start + texts, texts, length: 1 });
             for numbers in [&mut ids, &mut places] {
                 numbers.resize(numbers.len() + filling, 0);
             }
@@ -124,8 +125,17 @@ impl Layout {
     pub fn attend(&self, projected: &Tensor, heads: i64) -> Result<Tensor, TchError> {
         match self {
             Self::Grouped(groups) => {
-                let attended = groups.iter().map(|group| attention(&group.of(projected)?, heads));
-                joined(attended.collect::<Result<_, _>>()?)
+                let (tokens, width) = projected.size2()?;
+                let options = (projected.kind(), projected.device());
+                let mut attended = Tensor::f_empty([tokens, width / 3], options)?;
+                for group in groups {
+                    let rows = group.rows.clone();
+                    if !few::attend(projected, rows, group.length, heads, &mut attended) {
+                        let of_group = attention(&group.of(projected)?, heads)?;
+                        group.rows_of(&attended)?.f_copy_(&of_group)?;
+                    }
+                }
+                Ok(attended)
             }
             Self::Ragged { starts, longest, .. } => {
                 let (tokens, width) = projected.size2()?;
@@ -167,13 +177,14 @@ impl Layout {
 }
 
 impl Group {
+    /// Its rows of `[tokens, width]`.
+    fn rows_of(&self, x: &Tensor) -> Result<Tensor, TchError> {
+        x.f_narrow(0, self.rows.start, self.rows.end - self.rows.start)
+    }
+
     /// Its rows of `[tokens, width]` as `[texts, length, width]`.
     fn of(&self, x: &Tensor) -> Result<Tensor, TchError> {
-        x.f_narrow(0, self.rows.start, self.rows.end - self.rows.start)?.f_view([
-            self.texts,
-            self.length,
-            -1,
-        ])
+        self.rows_of(x)?.f_view([self.texts, self.length, -1])
     }
 }
 

@@ -1,4 +1,5 @@
-//! The threads that the model runs on, fed by one queue.
+//! The threads that the model runs on, fed by one queue. A small batch that need not wait for others is
+//! computed by the thread that brought it: to hand it over and back would take as long again.
 
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -43,7 +44,13 @@ pub enum Fault {
 /// changes while it runs.
 pub struct Share {
     pub every: Duration,
-    pub ask: Box<dyn Fn() -> usize + Send>,
+    pub ask: Box<dyn Fn() -> usize + Send + Sync>,
+}
+
+/// What computes a batch of so many tokens at most on the thread of whom it comes from.
+pub struct AtOnce {
+    pub tokens: usize,
+    pub forward: Box<dyn Forward>,
 }
 
 pub type Rows = Vec<Arc<[f32]>>;
@@ -61,6 +68,10 @@ struct Shared {
     allowed: Condvar,
     metrics: Arc<Metrics>,
     workers: usize,
+    share: Option<Share>,
+    asked: Mutex<Instant>,
+    /// Locked after the state only if nobody has it.
+    at_once: Mutex<Option<AtOnce>>,
 }
 
 struct State {
@@ -77,6 +88,8 @@ struct State {
 
 /// Room in the queue, given back when it is dropped.
 pub struct Reservation {
+    /// Workers beside one that have nothing to do, if none has.
+    pub idle: usize,
     shared: Arc<Shared>,
     room: Reserved,
 }
@@ -111,7 +124,8 @@ impl Pool {
         limits: Limits,
         speed: Speed,
         metrics: Arc<Metrics>,
-        mut share: Option<Share>,
+        share: Option<Share>,
+        at_once: Option<AtOnce>,
     ) -> std::io::Result<Self> {
         let count = workers.len();
         let active = limits.workers;
@@ -124,15 +138,16 @@ impl Pool {
             allowed: Condvar::new(),
             metrics,
             workers: count,
+            share,
+            asked: Mutex::new(Instant::now()),
+            at_once: Mutex::new(at_once),
         };
         let pool = Self { shared: Arc::new(shared), threads: Mutex::default() };
         for (index, worker) in workers.into_iter().enumerate() {
             let shared = Arc::clone(&pool.shared);
-            // The first one never rests.
-            let share = share.take();
             let thread = std::thread::Builder::new()
                 .name(format!("embed-{index}"))
-                .spawn(move || run(&shared, index, worker, share.as_ref()))?;
+                .spawn(move || run(&shared, index, worker))?;
             pool.threads.lock().unwrap_or_else(PoisonError::into_inner).push(thread);
         }
         Ok(pool)
@@ -144,11 +159,12 @@ impl Pool {
         if state.closing || state.alive == 0 {
             return Err(EmbedError::Stopped);
         }
+        let idle = state.queue.idle();
         let reserved = state.queue.reserve(room, urgency, Instant::now());
         self.shared.settle(&mut state);
         drop(state);
         reserved.map_err(|refusal| self.refused(refusal, room.texts))?;
-        Ok(Reservation { shared: Arc::clone(&self.shared), room })
+        Ok(Reservation { idle, shared: Arc::clone(&self.shared), room })
     }
 
     /// Hands texts to the workers. The receiver gets one row per text; dropping it takes back
@@ -182,11 +198,26 @@ impl Pool {
         } else {
             state.queue.push(rows, urgency, now)
         };
+        let mut at_once = self.shared.at_once.try_lock().ok();
+        let most = at_once.as_ref().and_then(|at_once| Some(at_once.as_ref()?.tokens));
+        let batch = most.and_then(|most| state.queue.take_all(most, now));
+        if state.queue.texts() > 0 {
+            self.shared.wake.notify_one();
+        }
         self.shared.settle(&mut state);
         drop(state);
         let joined = pushed.map_err(|refusal| self.refused(refusal, count))?;
         self.shared.count("joined", joined);
-        self.shared.wake.notify_one();
+        if let Some(batch) = batch
+            && let Some(slot) = at_once.as_deref_mut()
+            && let Some(AtOnce { forward, .. }) = slot
+        {
+            let mut lost = false;
+            self.shared.embed(&mut **forward, &batch, |_| lost = true);
+            if lost {
+                *slot = None;
+            }
+        }
         Ok(receiver)
     }
 
@@ -326,6 +357,57 @@ impl Shared {
         }
     }
 
+    /// Computes a batch and answers those who wait for it. One who will compute nothing more is `lost`,
+    /// for a reason.
+    fn embed(&self, worker: &mut dyn Forward, batch: &Batch, lost: impl FnOnce(String)) {
+        let started = Instant::now();
+        self.follow_share(started);
+        let embed = || embed_in_parts(worker, &batch.texts, batch.idle, &self.metrics);
+        let outcome = catch_unwind(AssertUnwindSafe(embed));
+        let took = started.elapsed();
+        let (reason, is_lost) = match outcome {
+            Ok(Ok(rows)) if rows.len() == batch.texts.len() => {
+                // Counted before it is answered, so that who has an answer sees it counted.
+                self.observe(batch, worker.padding(&batch.texts), took);
+                let waiters = self.lock().queue.finish(batch, Some(took));
+                for (row, waiters) in rows.iter().zip(waiters) {
+                    for waiter in waiters {
+                        waiter.fulfil(row);
+                    }
+                }
+                return;
+            }
+            Ok(Ok(rows)) => {
+                (format!("it gave {} rows for {}", rows.len(), batch.texts.len()), false)
+            }
+            Ok(Err(Fault::Failed(reason) | Fault::OutOfMemory(reason))) => (reason, false),
+            Ok(Err(Fault::Lost(reason))) => (reason, true),
+            Err(panic) => (message(&*panic), true),
+        };
+        let (texts, tokens) = (batch.texts.len(), batch.tokens);
+        tracing::error!(texts, tokens, lost = is_lost, reason, "a batch failed");
+        self.count("failed", texts);
+        let waiters = self.lock().queue.finish(batch, None);
+        if is_lost {
+            lost(reason.clone());
+        }
+        let error = EmbedError::Failed(reason);
+        for row in waiters.into_iter().flatten() {
+            row.fail(&error);
+        }
+    }
+
+    /// From time to time, by whoever computes.
+    fn follow_share(&self, now: Instant) {
+        let Some(share) = &self.share else { return };
+        let Ok(mut asked) = self.asked.try_lock() else { return };
+        if now.duration_since(*asked) >= share.every {
+            *asked = now;
+            drop(asked);
+            self.allow((share.ask)());
+        }
+    }
+
     fn observe(&self, batch: &Batch, padding: usize, took: Duration) {
         self.count("embedded", batch.texts.len());
         self.metrics.embed_batch_size.observe(batch.texts.len() as f64);
@@ -344,63 +426,22 @@ impl Drop for Pool {
     }
 }
 
-fn run<F: Forward>(shared: &Shared, index: usize, mut worker: F, share: Option<&Share>) {
+fn run<F: Forward>(shared: &Shared, index: usize, mut worker: F) {
     let mut leaving = Leaving { shared, left: false };
     if let Err(reason) = worker.start() {
         tracing::error!(reason, "a worker failed to start");
         return leaving.leave(Some(reason));
     }
-    let mut asked = Instant::now();
-    while let Some(batch) = shared.next(index) {
-        let started = Instant::now();
-        if let Some(share) = share
-            && started.duration_since(asked) >= share.every
-        {
-            asked = started;
-            shared.allow((share.ask)());
-        }
-        let embed = || embed_in_parts(&mut worker, &batch.texts, batch.idle, &shared.metrics);
-        let outcome = catch_unwind(AssertUnwindSafe(embed));
-        let took = started.elapsed();
-        let (reason, lost) = match outcome {
-            Ok(Ok(rows)) if rows.len() == batch.texts.len() => {
-                // Counted before it is answered, so that who has an answer sees it counted.
-                shared.observe(&batch, worker.padding(&batch.texts), took);
-                let waiters = shared.lock().queue.finish(&batch, Some(took));
-                for (row, waiters) in rows.iter().zip(waiters) {
-                    for waiter in waiters {
-                        waiter.fulfil(row);
-                    }
-                }
-                continue;
-            }
-            Ok(Ok(rows)) => {
-                (format!("it gave {} rows for {}", rows.len(), batch.texts.len()), false)
-            }
-            Ok(Err(Fault::Failed(reason) | Fault::OutOfMemory(reason))) => (reason, false),
-            Ok(Err(Fault::Lost(reason))) => (reason, true),
-            Err(panic) => (message(&*panic), true),
-        };
-        let (texts, tokens) = (batch.texts.len(), batch.tokens);
-        tracing::error!(texts, tokens, lost, reason, "a batch failed");
-        shared.count("failed", texts);
-        let waiters = shared.lock().queue.finish(&batch, None);
-        if lost {
-            leaving.leave(Some(reason.clone()));
-        }
-        let error = EmbedError::Failed(reason);
-        for row in waiters.into_iter().flatten() {
-            row.fail(&error);
-        }
-        if lost {
-            return;
-        }
+    while !leaving.left
+        && let Some(batch) = shared.next(index)
+    {
+        shared.embed(&mut worker, &batch, |reason| leaving.leave(Some(reason)));
     }
 }
 
 /// A batch that is too large for the device's memory is embedded in halves.
-fn embed_in_parts<F: Forward>(
-    worker: &mut F,
+fn embed_in_parts(
+    worker: &mut dyn Forward,
     texts: &[Arc<[u32]>],
     idle: usize,
     metrics: &Metrics,

@@ -1,19 +1,34 @@
 //! CPUs that would be idle help with a batch: what can be done in parts is shared among them.
 //!
 //! There is no barrier to wait at: whoever comes takes the next part, and a helper that gets no CPU
-//! takes none. Helpers spin while the batch is computed, which is milliseconds, and sleep otherwise.
+//! takes none. One that loses its CPU to others with a part in hand is waited for, and then for a while no
+//! help is asked for: it would happen again. Helpers spin while the batch is computed, which is milliseconds, and for a moment after
+//! it, and sleep otherwise.
 
 use std::cell::Cell;
 use std::hint::spin_loop;
 use std::marker::PhantomData;
 use std::ops::Range;
 use std::slice;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{JoinHandle, park, yield_now};
+use std::time::{Duration, Instant};
 
-/// Rounds of waiting after which others get the CPU: it may be that of whom is waited for.
+/// Rounds of waiting for a batch after which others get the CPU: it may be that of whom is waited for.
 const SPINS: u32 = 64;
+/// How long the last parts are waited for at most without giving the CPU away: who gives a busy one away
+/// gets it back after milliseconds, and a part takes some microseconds.
+const LATE: Duration = Duration::from_micros(500);
+/// For how long no help is asked for after a helper was late: at first, by what that grows when helpers
+/// are late again and again, and at most.
+const ALONE: Duration = Duration::from_millis(25);
+const ALONE_GROWS: u32 = 8;
+const MOST_ALONE: Duration = Duration::from_secs(1);
+/// After so many batches without one late, it is not again and again.
+const SELDOM: u32 = 50;
+/// How long a helper that is awake waits for a batch: to wake one takes about as long.
+const GRACE: Duration = Duration::from_micros(100);
 
 thread_local! {
     /// What helps with what this thread computes.
@@ -27,8 +42,8 @@ pub struct Team {
 
 #[derive(Default)]
 struct Shared {
-    /// Somebody's batch is computed: helpers are awake.
-    busy: AtomicBool,
+    /// Helpers below this number are awake: somebody's batch is computed.
+    wanted: AtomicUsize,
     ending: AtomicBool,
     /// Counts the jobs.
     number: AtomicUsize,
@@ -36,6 +51,7 @@ struct Shared {
     job: AtomicPtr<Job<'static>>,
     is_open: AtomicBool,
     helping: AtomicUsize,
+    lateness: Mutex<Lateness>,
 }
 
 struct Job<'a> {
@@ -47,25 +63,38 @@ struct Job<'a> {
 impl Team {
     pub fn new(helpers: usize) -> std::io::Result<Self> {
         let mut team = Self { shared: Arc::default(), threads: Vec::new() };
-        for number in 0..helpers {
+        for helper in 0..helpers {
             let shared = Arc::clone(&team.shared);
-            let thread = std::thread::Builder::new().name(format!("embed-help-{number}"));
-            team.threads.push(thread.spawn(move || shared.help())?);
+            let thread = std::thread::Builder::new().name(format!("embed-help-{helper}"));
+            team.threads.push(thread.spawn(move || shared.help(helper))?);
         }
         Ok(team)
+    }
+
+    /// Wakes so many helpers: there will be a batch in a moment.
+    pub fn rouse(&self, helpers: usize) {
+        if helpers == 0 || !self.shared.lateness().allows_help(Instant::now()) {
+            return;
+        }
+        for thread in self.threads.iter().take(helpers) {
+            thread.thread().unpark();
+        }
     }
 
     /// Computes something, with the help of so many at most. They help one thread at a time: without
     /// them is whoever comes while they do.
     pub fn assist<T>(&self, helpers: usize, compute: impl FnOnce() -> T) -> T {
         let helpers = helpers.min(self.threads.len());
-        if helpers == 0 || self.shared.busy.swap(true, Ordering::SeqCst) {
+        let wanted = &self.shared.wanted;
+        let is_free = |helpers| {
+            wanted.compare_exchange(0, helpers, Ordering::SeqCst, Ordering::SeqCst).is_ok()
+        };
+        let is_allowed = || self.shared.lateness().allows_help(Instant::now());
+        if helpers == 0 || !is_allowed() || !is_free(helpers) {
             return compute();
         }
         let _over = Over(&self.shared);
-        for thread in &self.threads[..helpers] {
-            thread.thread().unpark();
-        }
+        self.rouse(helpers);
         HELPERS.set(Some(Arc::as_ptr(&self.shared)));
         compute()
     }
@@ -76,8 +105,10 @@ struct Over<'a>(&'a Shared);
 
 impl Drop for Over<'_> {
     fn drop(&mut self) {
-        HELPERS.set(None);
-        self.0.busy.store(false, Ordering::SeqCst);
+        if HELPERS.take().is_some() {
+            self.0.lateness().in_time();
+        }
+        self.0.wanted.store(0, Ordering::SeqCst);
     }
 }
 
@@ -137,9 +168,23 @@ impl Drop for Closed<'_> {
     fn drop(&mut self) {
         self.0.is_open.store(false, Ordering::SeqCst);
         // Who has come before takes part still; who comes now finds it closed.
-        let mut spins = 0;
+        if self.0.helping.load(Ordering::SeqCst) == 0 {
+            return;
+        }
+        let begin = Instant::now();
+        let mut is_late = false;
         while self.0.helping.load(Ordering::SeqCst) > 0 {
-            wait(&mut spins);
+            if is_late {
+                yield_now();
+            } else {
+                spin_loop();
+                is_late = begin.elapsed() > LATE;
+            }
+        }
+        if is_late {
+            self.0.lateness().late(Instant::now());
+            // What remains of this batch is done without help, too.
+            HELPERS.set(None);
         }
     }
 }
@@ -147,6 +192,32 @@ impl Drop for Closed<'_> {
 fn wait(spins: &mut u32) {
     *spins = spins.wrapping_add(1);
     if spins.is_multiple_of(SPINS) { yield_now() } else { spin_loop() }
+}
+
+/// Whether helpers are late, which they are where other processes want the CPUs, too.
+#[derive(Default)]
+struct Lateness {
+    alone: Duration,
+    until: Option<Instant>,
+    /// Batches since one was late.
+    in_time: u32,
+}
+
+impl Lateness {
+    fn allows_help(&self, now: Instant) -> bool {
+        self.until.is_none_or(|until| until <= now)
+    }
+
+    fn in_time(&mut self) {
+        self.in_time = self.in_time.saturating_add(1);
+    }
+
+    fn late(&mut self, now: Instant) {
+        let again = self.in_time < SELDOM && self.until.is_some();
+        self.alone = if again { (self.alone * ALONE_GROWS).min(MOST_ALONE) } else { ALONE };
+        self.until = Some(now + self.alone);
+        self.in_time = 0;
+    }
 }
 
 impl Job<'_> {
@@ -162,13 +233,26 @@ impl Job<'_> {
 }
 
 impl Shared {
-    fn help(&self) {
+    fn lateness(&self) -> MutexGuard<'_, Lateness> {
+        // Nothing panics halfway through a change of it.
+        self.lateness.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn help(&self, helper: usize) {
         let (mut seen, mut spins) = (0, 0);
+        let mut awake_until = None;
         while !self.ending.load(Ordering::SeqCst) {
-            if !self.busy.load(Ordering::SeqCst) {
-                park();
+            if helper >= self.wanted.load(Ordering::SeqCst) {
+                let now = Instant::now();
+                if now < *awake_until.get_or_insert(now + GRACE) {
+                    wait(&mut spins);
+                } else {
+                    park();
+                    awake_until = None;
+                }
                 continue;
             }
+            awake_until = None;
             let number = self.number.load(Ordering::SeqCst);
             if number == seen {
                 wait(&mut spins);
@@ -235,6 +319,30 @@ mod tests {
         });
         let threads = threads.into_inner().unwrap();
         assert_ne!(threads[0], threads[1]);
+    }
+
+    #[test]
+    fn helpers_that_are_late_again_and_again_are_left_alone_for_longer() {
+        let begin = Instant::now();
+        let mut lateness = Lateness::default();
+        let mut now = begin;
+        let mut pause = |lateness: &mut Lateness| {
+            assert!(lateness.allows_help(now));
+            lateness.late(now);
+            let paused = (0..).map(|ms| Duration::from_millis(ms));
+            let over =
+                paused.skip_while(|&pause| !lateness.allows_help(now + pause)).next().unwrap();
+            now += over;
+            over
+        };
+        assert_eq!(
+            [(); 4].map(|()| pause(&mut lateness)),
+            [25, 200, 1000, 1000].map(Duration::from_millis)
+        );
+        for _ in 0..SELDOM {
+            lateness.in_time();
+        }
+        assert_eq!(pause(&mut lateness), ALONE);
     }
 
     #[test]

@@ -50,8 +50,9 @@ const PERMISSION_DENIED: i32 = 7;
 const OUT_OF_RANGE: i32 = 11;
 const UNIMPLEMENTED: i32 = 12;
 const UNAUTHENTICATED: i32 = 16;
-/// Milvus's own code.
+/// Codes of Milvus's own.
 const NOT_LOADED: i32 = 101;
+const UNEXPECTED: i32 = 65535;
 /// The oldest servers with full text, by which [`ClientV2`] is used.
 const OLDEST: (u32, u32) = (2, 5);
 
@@ -356,6 +357,7 @@ impl Client for ClientV2 {
                 2..=4 | 8 | 9 | 103 | 201 | 202 | 400..=403 | 500..=503 | 600..=604 | 901..=907 => {
                     true
                 }
+                UNEXPECTED => has_lost_another(error.reason()),
                 _ => false,
             },
             _ => false,
@@ -423,6 +425,14 @@ fn innermost(error: &Error) -> &Error {
         Error::RetryExhausted { source, .. } => innermost(source),
         other => other,
     }
+}
+
+/// Whether a server says that another one, which it asked, has gone.
+///
+/// # Source
+/// grpc-go, `ErrClientConnClosing`: Milvus has no code of its own for it.
+pub fn has_lost_another(reason: &str) -> bool {
+    reason.contains("client connection is closing")
 }
 
 /// Whether a call that ended with this code may succeed in a moment.

@@ -1,24 +1,23 @@
 //! The encoder itself, for AVX-512.
 
+mod amx;
 mod lines;
 mod math;
 mod panels;
 mod tiles;
 
 use std::cell::RefCell;
+use std::ops::Range;
 use std::sync::Arc;
 
-use tch::{Kind, TchError, Tensor};
+use tch::{Device, Kind, TchError, Tensor};
 
-use super::{Layer, Norm};
+use super::{Layer, MOST_TOKENS, Norm};
 use crate::adapters::embedder::torch::files::Pooling;
 use crate::adapters::embedder::torch::team::{Writer, share};
-use math::{LANES, attend, layer_norm};
+use math::{LANES, MOST_HEAD, layer_norm};
 pub use panels::Panels;
 use panels::Then;
-
-/// Tokens that it is faster for: about twice as fast at ten, as fast at 32.
-const ROWS: usize = 32;
 
 pub struct Few {
     /// `[vocabulary, width]` and `[max_positions, width]`, fp32 or bf16.
@@ -36,7 +35,7 @@ struct Rest {
     pooling: Pooling,
 }
 
-/// Room for `ROWS` rows of each step, so that a batch allocates nothing.
+/// Room for `MOST_TOKENS` rows of each step, so that a batch allocates nothing.
 struct Scratch {
     hidden: Vec<f32>,
     projected: Vec<f32>,
@@ -49,14 +48,14 @@ struct Scratch {
 
 impl Scratch {
     fn new(width: usize, inner: usize) -> Self {
-        let rows = |width: usize| vec![0.0; ROWS * width];
+        let rows = |width: usize| vec![0.0; MOST_TOKENS * width];
         Self {
             hidden: rows(width),
             projected: rows(3 * width),
             attended: rows(width),
             normed: rows(width),
             inner: rows(inner),
-            units: vec![0; ROWS * inner.max(width)],
+            units: vec![0; MOST_TOKENS * inner.max(width)],
         }
     }
 }
@@ -71,8 +70,8 @@ impl Few {
         pooling: Pooling,
     ) -> Option<Self> {
         let width = norm.weight.len();
-        let fits = width.is_multiple_of(heads * LANES)
-            && [words, positions].iter().all(|table| table.is_contiguous());
+        let fits =
+            fits(width, heads) && [words, positions].iter().all(|table| table.is_contiguous());
         if !fits {
             return None;
         }
@@ -97,7 +96,7 @@ impl Few {
             words: self.words.shallow_clone(),
             positions: self.positions.shallow_clone(),
             rest: Arc::clone(&self.rest),
-            scratch: RefCell::new(Scratch::new(self.width(), scratch.inner.len() / ROWS)),
+            scratch: RefCell::new(Scratch::new(self.width(), scratch.inner.len() / MOST_TOKENS)),
         }
     }
 
@@ -105,11 +104,7 @@ impl Few {
         self.rest.norm.weight.len()
     }
 
-    pub fn takes(tokens: usize) -> bool {
-        (1..=ROWS).contains(&tokens)
-    }
-
-    /// One vector of norm 1 per text, of at most `ROWS` tokens in all.
+    /// One vector of norm 1 per text, of at most `MOST_TOKENS` tokens in all.
     pub fn embed(&self, texts: &[Arc<[u32]>]) -> Result<Vec<Arc<[f32]>>, TchError> {
         let width = self.width();
         let scratch = &mut *self.scratch.borrow_mut();
@@ -158,7 +153,7 @@ impl Layer {
                 let rows = start..start + text.len();
                 start = rows.end;
                 // SAFETY: heads write different columns.
-                unsafe { attend(projected, rows, [width, head, heads], &writer) }
+                unsafe { math::attend(projected, rows, [width, head, heads], &writer) }
             }
         });
         self.attention_output.forward(&attended[..all], units, Then::Add(&hidden[..all]), normed);
@@ -177,6 +172,52 @@ impl Norm {
             unsafe { layer_norm(row, &self.weight, &self.bias, self.eps) }
         }
     }
+}
+
+/// Whether heads are of a size that the code is made for.
+fn fits(width: usize, heads: usize) -> bool {
+    width.is_multiple_of(heads * LANES) && width / heads <= MOST_HEAD
+}
+
+/// Attention over short texts of one length, which lie in these rows: from `[tokens, 3 * width]` to
+/// these rows of `[tokens, width]`. False for tensors and sizes that the code is not made for.
+pub fn attend(
+    projected: &Tensor,
+    rows: Range<i64>,
+    length: i64,
+    heads: i64,
+    attended: &mut Tensor,
+) -> bool {
+    let is_plain =
+        |x: &Tensor| x.kind() == Kind::Float && x.device() == Device::Cpu && x.is_contiguous();
+    let [start, end, length, heads] = [rows.start, rows.end, length, heads].map(|n| n as usize);
+    let Ok((_, width)) = attended.size2() else { return false };
+    let width = width as usize;
+    if !is_plain(projected)
+        || !is_plain(attended)
+        || projected.numel() != 3 * attended.numel()
+        || length > MOST_TOKENS
+        || !fits(width, heads)
+        || !is_x86_feature_detected!("avx512f")
+    {
+        return false;
+    }
+    // SAFETY: both are of so many numbers, one after the other, and nobody writes to them meanwhile.
+    let (projected, attended) = unsafe {
+        let (from, to) = (projected.data_ptr().cast::<f32>(), attended.data_ptr().cast::<f32>());
+        (
+            std::slice::from_raw_parts(from, projected.numel()),
+            std::slice::from_raw_parts_mut(to, attended.numel()),
+        )
+    };
+    let writer = Writer::new(attended);
+    for start in (start..end).step_by(length) {
+        for head in 0..heads {
+            // SAFETY: looked for above; this thread writes one part after the other.
+            unsafe { math::attend(projected, start..start + length, [width, head, heads], &writer) }
+        }
+    }
+    true
 }
 
 fn pooled(rows: &[f32], width: usize, pooling: Pooling) -> Arc<[f32]> {

@@ -1,5 +1,6 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc;
+use std::thread;
 
 use super::*;
 use crate::adapters::embedder::batching::Batching;
@@ -33,6 +34,25 @@ impl Forward for Fake {
     }
 }
 
+/// A model on the thread of whom a batch comes from. It does not know the number 0.
+struct AtHome(thread::ThreadId);
+
+impl AtHome {
+    fn takes(tokens: usize) -> Option<AtOnce> {
+        let home = Self(thread::current().id());
+        Some(AtOnce { tokens, forward: Box::new(home) })
+    }
+}
+
+impl Forward for AtHome {
+    fn embed(&mut self, texts: &[Arc<[u32]>], _: usize) -> Result<Rows, Fault> {
+        assert_eq!(self.0, thread::current().id());
+        assert_ne!(texts[0][0], 0);
+        // Not what the others would give.
+        Ok(texts.iter().map(|ids| Arc::from([ids[0] as f32 + 0.5])).collect())
+    }
+}
+
 struct Bench {
     pool: Pool,
     seen: mpsc::Receiver<Vec<Arc<[u32]>>>,
@@ -42,11 +62,11 @@ struct Bench {
 
 impl Bench {
     fn new(workers: usize) -> Self {
-        Self::sharing(workers, workers, None)
+        Self::with(workers, workers, None, None)
     }
 
     /// With so many workers, of which these may run at first.
-    fn sharing(all: usize, workers: usize, share: Option<Share>) -> Self {
+    fn with(all: usize, workers: usize, share: Option<Share>, at_once: Option<AtOnce>) -> Self {
         let limits = Limits {
             texts: 100,
             tokens: 10_000,
@@ -61,7 +81,7 @@ impl Bench {
             (0..all).map(|_| Fake { seen: seen.clone(), orders: Arc::clone(&receiver) }).collect();
         let metrics = Arc::new(Metrics::new());
         let speed = Speed::guess(1_000_000.0);
-        let pool = Pool::start(fakes, limits, speed, Arc::clone(&metrics), share).unwrap();
+        let pool = Pool::start(fakes, limits, speed, Arc::clone(&metrics), share, at_once).unwrap();
         Self { pool, seen: reports, orders: Some(orders), metrics }
     }
 
@@ -192,7 +212,7 @@ async fn as_many_workers_run_as_the_process_may_use_cpus() {
     let cpus = Arc::new(AtomicUsize::new(2));
     let asked = Arc::clone(&cpus);
     let ask = Box::new(move || asked.load(Ordering::SeqCst));
-    let bench = Bench::sharing(3, 1, Some(Share { every: Duration::ZERO, ask }));
+    let bench = Bench::with(3, 1, Some(Share { every: Duration::ZERO, ask }), None);
     // Asked while this is computed: now there are two.
     let first = bench.submit(&[1]);
     assert_eq!(bench.seen(), [1]);
@@ -289,4 +309,35 @@ async fn a_pool_that_is_closed_is_not_lost() {
     let bench = Bench::new(1);
     assert!(bench.pool.close(Duration::from_secs(10)));
     assert!(futures::poll!(std::pin::pin!(bench.pool.lost())).is_pending());
+}
+
+#[tokio::test]
+async fn a_small_batch_is_computed_by_who_brings_it_if_no_other_is() {
+    let bench = Bench::with(1, 1, None, AtHome::takes(2));
+    assert_eq!(numbers(bench.submit(&[1, 2]).await.unwrap()), [1.5, 2.5]);
+    let large = bench.submit(&[1, 2, 3]);
+    assert_eq!(bench.seen(), [1, 2, 3]);
+    let beside = bench.submit(&[4]);
+    bench.order(Order::Embed);
+    bench.order(Order::Embed);
+    assert_eq!(numbers(large.await.unwrap()), [1.0, 2.0, 3.0]);
+    assert_eq!(numbers(beside.await.unwrap()), [4.0]);
+    // Somebody is about to bring more: what comes together is computed together.
+    let deadline = Instant::now() + Duration::from_mins(5);
+    let urgency = Urgency { class: Class::Interactive, deadline };
+    let other = bench.pool.reserve(Reserved { texts: 1, tokens: 1 }, urgency).unwrap();
+    bench.order(Order::Embed);
+    assert_eq!(numbers(bench.submit(&[5]).await.unwrap()), [5.0]);
+    drop(other);
+    assert_eq!(numbers(bench.submit(&[5]).await.unwrap()), [5.5]);
+    assert_eq!(bench.count("embedded"), 8);
+}
+
+#[tokio::test]
+async fn after_a_panic_workers_compute_small_batches_too() {
+    let bench = Bench::with(1, 1, None, AtHome::takes(2));
+    assert!(matches!(bench.submit(&[0]).await.unwrap(), Err(EmbedError::Failed(_))));
+    bench.order(Order::Embed);
+    assert_eq!(numbers(bench.submit(&[0]).await.unwrap()), [0.0]);
+    bench.pool.health().unwrap();
 }

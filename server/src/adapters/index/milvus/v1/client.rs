@@ -12,7 +12,7 @@ use milvus::v1::options::LoadOptions;
 use tokio::time::timeout;
 
 use crate::adapters::index::milvus::client::{
-    Client, is_replica_number_fixed, is_too_large_status, is_unavailable_status,
+    Client, has_lost_another, is_replica_number_fixed, is_too_large_status, is_unavailable_status,
 };
 use crate::adapters::index::milvus::{Consistency, MilvusOptions};
 
@@ -68,7 +68,8 @@ impl Client for ClientV1 {
             Error::Communication(_) | Error::Io(_) => true,
             Error::Grpc(status) => is_unavailable_status(status.code() as i32),
             Error::Server(ErrorCode::UnexpectedError, reason) => {
-                !reason.contains(REFUSED) && UNAVAILABLE.iter().any(|words| reason.contains(words))
+                let is_away = || UNAVAILABLE.iter().any(|words| reason.contains(words));
+                !reason.contains(REFUSED) && (has_lost_another(reason) || is_away())
             }
             Error::Server(code, _) => matches!(
                 code,
@@ -132,6 +133,10 @@ mod tests {
             error(
                 ErrorCode::UnexpectedError,
                 "empty grpc client: failed to connect 10.0.0.1:21123",
+            ),
+            error(
+                ErrorCode::UnexpectedError,
+                "attempt #2: rpc error: code = Canceled desc = grpc: the client connection is closing",
             ),
             error(ErrorCode::UnexpectedError, "node not match[expectedNodeID=7][actualNodeID=9]"),
             error(ErrorCode::NotReadyServe, ""),

@@ -1,19 +1,25 @@
 //! What is between the linear layers, for AVX-512. Who calls it has looked whether the CPU has it.
 
 use std::arch::x86_64::{
-    __m512, _mm512_abs_ps, _mm512_add_ps, _mm512_and_epi32, _mm512_castps_si512,
+    __m512, __mmask16, _mm512_abs_ps, _mm512_add_ps, _mm512_and_epi32, _mm512_castps_si512,
     _mm512_castsi512_ps, _mm512_div_ps, _mm512_fmadd_ps, _mm512_fnmadd_ps, _mm512_loadu_ps,
-    _mm512_max_ps, _mm512_mul_ps, _mm512_or_epi32, _mm512_reduce_add_ps, _mm512_roundscale_ps,
-    _mm512_scalef_ps, _mm512_set1_epi32, _mm512_set1_ps, _mm512_setzero_ps, _mm512_storeu_ps,
-    _mm512_sub_ps,
+    _mm512_mask_i32gather_ps, _mm512_mask_mul_ps, _mm512_max_ps, _mm512_mul_ps, _mm512_mullo_epi32,
+    _mm512_or_epi32, _mm512_reduce_add_ps, _mm512_reduce_max_ps, _mm512_roundscale_ps,
+    _mm512_scalef_ps, _mm512_set1_epi32, _mm512_set1_ps, _mm512_setr_epi32, _mm512_setzero_ps,
+    _mm512_storeu_ps, _mm512_sub_ps,
 };
+use std::mem::MaybeUninit;
 use std::ops::Range;
 
-use super::ROWS;
+use super::MOST_TOKENS;
 use crate::adapters::embedder::torch::team::Writer;
 
 /// Numbers of a register.
 pub const LANES: usize = 16;
+/// Registers for a number of each token.
+const BLOCKS: usize = MOST_TOKENS / LANES;
+/// Largest size of a head.
+pub const MOST_HEAD: usize = 128;
 
 /// Makes a row's mean zero and its variance one, then scales it by `weight` and adds `bias`. The length
 /// is a multiple of `LANES`.
@@ -39,11 +45,12 @@ pub fn layer_norm(row: &mut [f32], weight: &[f32], bias: &[f32], eps: f32) {
     }
 }
 
-/// Attention of one head over the rows of a text: from `[tokens, 3 * width]`, query, key and value, to
-/// its columns of `[tokens, width]`.
+/// Attention of one head over the rows of a text, `MOST_TOKENS` at most: from `[tokens, 3 * width]`, query,
+/// key and value, to its columns of `[tokens, width]`.
 ///
 /// # Safety
-/// The CPU has AVX-512; `width / heads` is a multiple of `LANES`; nobody else uses these columns.
+/// The CPU has AVX-512; `width / heads` is a multiple of `LANES`, `MOST_HEAD` at most; nobody else uses
+/// these columns.
 #[target_feature(enable = "avx512f")]
 pub unsafe fn attend(
     projected: &[f32],
@@ -52,52 +59,76 @@ pub unsafe fn attend(
     attended: &Writer<f32>,
 ) {
     let size = width / heads;
-    let scale = 1.0 / (size as f32).sqrt();
+    let scale = _mm512_set1_ps(1.0 / (size as f32).sqrt());
     let part =
         |row: usize, part: usize| &projected[(3 * row + part) * width + head * size..][..size];
-    for row in rows.clone() {
-        let mut scores = [f32::NEG_INFINITY; ROWS];
-        for (score, other) in scores.iter_mut().zip(rows.clone()) {
-            *score = scale * dot(part(row, 0), part(other, 1));
+    // The keys with a lane for each token: so all of a query's products with them come at once.
+    let mut keys = [[MaybeUninit::uninit(); MOST_HEAD]; BLOCKS];
+    let stride = _mm512_set1_epi32(3 * width as i32);
+    let steps = _mm512_mullo_epi32(
+        stride,
+        _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15),
+    );
+    let blocks = rows.clone().step_by(LANES).map(|first| (first, lanes(rows.end - first)));
+    for (keys, (first, lanes)) in keys.iter_mut().zip(blocks.clone()) {
+        let first = projected[(3 * first + 1) * width + head * size..].as_ptr();
+        for (place, key) in keys[..size].iter_mut().enumerate() {
+            let none = _mm512_setzero_ps();
+            // SAFETY: the first row of the block and so many others are there.
+            let numbers =
+                unsafe { _mm512_mask_i32gather_ps::<4>(none, lanes, steps, first.add(place)) };
+            key.write(numbers);
         }
-        softmax(&mut scores);
+    }
+    for row in rows.clone() {
+        let query = part(row, 0);
+        let mut scores = [_mm512_set1_ps(f32::NEG_INFINITY); BLOCKS];
+        for ((score, keys), (_, lanes)) in scores.iter_mut().zip(&keys).zip(blocks.clone()) {
+            let mut sums = [_mm512_setzero_ps(); 2];
+            for (query, keys) in query.chunks_exact(2).zip(keys.chunks_exact(2)) {
+                for ((sum, &query), key) in sums.iter_mut().zip(query).zip(keys) {
+                    // SAFETY: written above, for as many numbers as a query has.
+                    let key = unsafe { key.assume_init() };
+                    *sum = _mm512_fmadd_ps(_mm512_set1_ps(query), key, *sum);
+                }
+            }
+            let sum = _mm512_add_ps(sums[0], sums[1]);
+            *score = _mm512_mask_mul_ps(*score, lanes, sum, scale);
+        }
+        let shares = softmax(scores);
         let start = row * width + head * size;
         // SAFETY: the caller's promise.
         let result = unsafe { attended.part(start..start + size) };
         for (lane, result) in result.chunks_exact_mut(LANES).enumerate() {
             let mut sum = _mm512_setzero_ps();
-            for (&score, other) in scores.iter().zip(rows.clone()) {
+            for (&share, other) in shares.iter().flatten().zip(rows.clone()) {
                 let value = load(&part(other, 2)[lane * LANES..]);
-                sum = _mm512_fmadd_ps(_mm512_set1_ps(score), value, sum);
+                sum = _mm512_fmadd_ps(_mm512_set1_ps(share), value, sum);
             }
             store(sum, result);
         }
     }
 }
 
-#[target_feature(enable = "avx512f")]
-fn dot(a: &[f32], b: &[f32]) -> f32 {
-    let mut sum = _mm512_setzero_ps();
-    for (a, b) in a.chunks_exact(LANES).zip(b.chunks_exact(LANES)) {
-        sum = _mm512_fmadd_ps(load(a), load(b), sum);
-    }
-    _mm512_reduce_add_ps(sum)
+/// The first so many.
+fn lanes(count: usize) -> __mmask16 {
+    if count < LANES { (1 << count) - 1 } else { __mmask16::MAX }
 }
 
-/// Of what is not negative infinity.
+/// What is negative infinity gets next to nothing.
+#[inline]
 #[target_feature(enable = "avx512f")]
-fn softmax(scores: &mut [f32; ROWS]) {
-    let largest = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let mut sum = _mm512_setzero_ps();
-    for scores in scores.chunks_exact_mut(LANES) {
-        let number = exp_of_negative(_mm512_sub_ps(_mm512_set1_ps(largest), load(scores)));
-        sum = _mm512_add_ps(sum, number);
-        store(number, scores);
+fn softmax(scores: [__m512; BLOCKS]) -> [[f32; LANES]; BLOCKS] {
+    let [first, second] = scores;
+    let largest = _mm512_set1_ps(_mm512_reduce_max_ps(_mm512_max_ps(first, second)));
+    let [first, second] =
+        [first, second].map(|score| exp_of_negative(_mm512_sub_ps(largest, score)));
+    let share = _mm512_set1_ps(1.0 / _mm512_reduce_add_ps(_mm512_add_ps(first, second)));
+    let mut shares = [[0.0; LANES]; BLOCKS];
+    for (number, shares) in [first, second].into_iter().zip(&mut shares) {
+        store(_mm512_mul_ps(number, share), shares);
     }
-    let share = 1.0 / _mm512_reduce_add_ps(sum);
-    for score in scores {
-        *score *= share;
-    }
+    shares
 }
 
 /// `x / 2 * (1 + erf(x / √2))`.
@@ -136,8 +167,9 @@ fn erf(x: __m512) -> __m512 {
 #[target_feature(enable = "avx512f")]
 fn exp_of_negative(x: __m512) -> __m512 {
     let number = |number: f32| _mm512_set1_ps(number);
-    // Beyond, the result is zero.
-    let x = _mm512_max_ps(_mm512_sub_ps(number(0.0), x), number(-104.0));
+    // Beyond, it is next to nothing; what is smaller than a normal number takes a CPU a hundred times as
+    // long.
+    let x = _mm512_max_ps(_mm512_sub_ps(number(0.0), x), number(-80.0));
     let power = _mm512_roundscale_ps::<0>(_mm512_mul_ps(x, number(std::f32::consts::LOG2_E)));
     // The logarithm of two in two parts, so that the product loses nothing.
     let rest = _mm512_fnmadd_ps(power, number(0.693_359_4), x);

@@ -8,13 +8,14 @@
 
 use std::arch::is_x86_feature_detected;
 use std::arch::x86_64::{
-    __m128i, _mm512_add_epi32, _mm512_add_ps, _mm512_cvtps_epi32, _mm512_cvtusepi32_epi8,
-    _mm512_fmadd_ps, _mm512_max_epi32, _mm512_mul_ps, _mm512_set1_epi32, _mm512_set1_ps,
-    _mm512_setzero_si512,
+    __m128i, __m256bh, _mm512_add_epi32, _mm512_add_ps, _mm512_cvtneps_pbh, _mm512_cvtps_epi32,
+    _mm512_cvtusepi32_epi8, _mm512_fmadd_ps, _mm512_max_epi32, _mm512_mul_ps, _mm512_set1_epi32,
+    _mm512_set1_ps, _mm512_setzero_si512,
 };
 
 use tch::{Device, Kind, TchError, Tensor};
 
+use super::amx::{self, AMX};
 use super::lines::Lines;
 use super::math::{LANES, gelu, load, store};
 use super::tiles::{BF16, FP32, INT8, ROWS, Tile, WIDTH};
@@ -36,7 +37,10 @@ pub struct Panels {
 #[derive(Clone, Copy)]
 enum Form {
     Fp32,
+    /// Inputs stay in fp32.
     Bf16,
+    /// Inputs are rounded to bf16, too.
+    Bf16Amx,
     /// An input `x` is `round(x / step) + zero_point`.
     Int8 {
         step: f32,
@@ -60,6 +64,9 @@ impl Panels {
     pub fn pack(weight: &Tensor, bias: &Tensor) -> Option<Self> {
         let form = match weight.kind() {
             Kind::Float if is_x86_feature_detected!("avx512f") => Form::Fp32,
+            Kind::BFloat16 if amx::is_there() && is_x86_feature_detected!("avx512bf16") => {
+                Form::Bf16Amx
+            }
             Kind::BFloat16 if is_x86_feature_detected!("avx512f") => Form::Bf16,
             _ => return None,
         };
@@ -188,33 +195,30 @@ impl Form {
     fn in_unit(self) -> usize {
         match self {
             Self::Fp32 => 1,
-            Self::Bf16 => 2,
+            Self::Bf16 | Self::Bf16Amx => 2,
             Self::Int8 { .. } => 4,
         }
     }
 
-    /// Of an input, for a unit of the weights. One in bf16 stays as it is, in fp32.
+    /// Of an input, for a unit of the weights.
     fn units_of_input(self) -> usize {
         match self {
-            Self::Fp32 | Self::Int8 { .. } => 1,
+            Self::Fp32 | Self::Bf16Amx | Self::Int8 { .. } => 1,
             Self::Bf16 => 2,
         }
     }
 
-    #[target_feature(enable = "avx512f")]
-    fn convert(self, x: &[f32], units: &mut [u32]) {
-        let Self::Int8 { step, zero_point } = self else {
-            return units.iter_mut().zip(x).for_each(|(unit, x)| *unit = x.to_bits());
-        };
-        // As libtorch's `quantize_per_tensor`.
-        let (scale, zero_point) = (_mm512_set1_ps(1.0 / step), _mm512_set1_epi32(zero_point));
-        for (units, x) in units.chunks_exact_mut(LANES / 4).zip(x.chunks_exact(LANES)) {
-            // The nearest, of two the even one.
-            let level = _mm512_cvtps_epi32(_mm512_mul_ps(load(x), scale));
-            let level = _mm512_add_epi32(level, zero_point);
-            let bytes = _mm512_cvtusepi32_epi8(_mm512_max_epi32(level, _mm512_setzero_si512()));
-            // SAFETY: 16 bytes each; any bits are units.
-            unsafe { units.as_mut_ptr().cast::<__m128i>().write_unaligned(bytes) }
+    /// # Safety
+    /// The CPU has what the form needs.
+    unsafe fn convert(self, x: &[f32], units: &mut [u32]) {
+        match self {
+            Self::Fp32 | Self::Bf16 => {
+                units.iter_mut().zip(x).for_each(|(unit, x)| *unit = x.to_bits());
+            }
+            // SAFETY: the caller's.
+            Self::Bf16Amx => unsafe { to_bf16(x, units) },
+            // SAFETY: the caller's.
+            Self::Int8 { step, zero_point } => unsafe { to_bytes(x, step, zero_point, units) },
         }
     }
 
@@ -222,7 +226,32 @@ impl Form {
         match self {
             Self::Fp32 => &FP32,
             Self::Bf16 => &BF16,
+            Self::Bf16Amx => &AMX,
             Self::Int8 { .. } => &INT8,
         }
+    }
+}
+
+/// Pairs of numbers, each rounded to the nearest one in bf16.
+#[target_feature(enable = "avx512f,avx512bf16")]
+fn to_bf16(x: &[f32], units: &mut [u32]) {
+    for (units, x) in units.chunks_exact_mut(LANES / 2).zip(x.chunks_exact(LANES)) {
+        let pairs = _mm512_cvtneps_pbh(load(x));
+        // SAFETY: 32 bytes each; any bits are units.
+        unsafe { units.as_mut_ptr().cast::<__m256bh>().write_unaligned(pairs) }
+    }
+}
+
+/// Numbers in eight bits, as libtorch's `quantize_per_tensor` makes them.
+#[target_feature(enable = "avx512f")]
+fn to_bytes(x: &[f32], step: f32, zero_point: i32, units: &mut [u32]) {
+    let (scale, zero_point) = (_mm512_set1_ps(1.0 / step), _mm512_set1_epi32(zero_point));
+    for (units, x) in units.chunks_exact_mut(LANES / 4).zip(x.chunks_exact(LANES)) {
+        // The nearest, of two the even one.
+        let level = _mm512_cvtps_epi32(_mm512_mul_ps(load(x), scale));
+        let level = _mm512_add_epi32(level, zero_point);
+        let bytes = _mm512_cvtusepi32_epi8(_mm512_max_epi32(level, _mm512_setzero_si512()));
+        // SAFETY: 16 bytes each; any bits are units.
+        unsafe { units.as_mut_ptr().cast::<__m128i>().write_unaligned(bytes) }
     }
 }

@@ -19,6 +19,29 @@ const AHEAD: usize = 48;
 /// The sums of products of some rows and a panel.
 pub type Tile = unsafe fn(x: &[u32], weights: &[Line], sums: &mut [[f32; WIDTH]; ROWS]);
 
+/// What is made for a height, for 1 to `ROWS` rows.
+macro_rules! of_all_heights {
+    ($tile:ident) => {
+        [
+            $tile::<1>,
+            $tile::<2>,
+            $tile::<3>,
+            $tile::<4>,
+            $tile::<5>,
+            $tile::<6>,
+            $tile::<7>,
+            $tile::<8>,
+            $tile::<9>,
+            $tile::<10>,
+            $tile::<11>,
+            $tile::<12>,
+            $tile::<13>,
+            $tile::<14>,
+        ]
+    };
+}
+pub(super) use of_all_heights;
+
 /// Tiles for 1 to `ROWS` rows. `$dot` adds the products of a row's units, `$x`, and a register of
 /// weights to a sum.
 macro_rules! tiles {
@@ -63,22 +86,7 @@ macro_rules! tiles {
             }
         }
 
-        pub const $tiles: [Tile; ROWS] = [
-            $tile::<1>,
-            $tile::<2>,
-            $tile::<3>,
-            $tile::<4>,
-            $tile::<5>,
-            $tile::<6>,
-            $tile::<7>,
-            $tile::<8>,
-            $tile::<9>,
-            $tile::<10>,
-            $tile::<11>,
-            $tile::<12>,
-            $tile::<13>,
-            $tile::<14>,
-        ];
+        pub const $tiles: [Tile; ROWS] = of_all_heights!($tile);
     };
 }
 
