@@ -26,7 +26,7 @@ const ALONE: Duration = Duration::from_millis(25);
 const ALONE_GROWS: u32 = 8;
 const MOST_ALONE: Duration = Duration::from_secs(1);
 /// After so many batches without one late, it is not again and again.
-const SELDOM: u32 = 50;
+const SELDOM: u32 = 20;
 /// How long a helper that is awake waits for a batch: to wake one takes about as long.
 const GRACE: Duration = Duration::from_micros(100);
 
@@ -329,9 +329,8 @@ mod tests {
         let mut pause = |lateness: &mut Lateness| {
             assert!(lateness.allows_help(now));
             lateness.late(now);
-            let paused = (0..).map(|ms| Duration::from_millis(ms));
-            let over =
-                paused.skip_while(|&pause| !lateness.allows_help(now + pause)).next().unwrap();
+            let mut paused = (0..).map(Duration::from_millis);
+            let over = paused.find(|&pause| lateness.allows_help(now + pause)).unwrap();
             now += over;
             over
         };

@@ -38,9 +38,9 @@ impl Forward for Fake {
 struct AtHome(thread::ThreadId);
 
 impl AtHome {
-    fn takes(tokens: usize) -> Option<AtOnce> {
+    fn takes(tokens: usize) -> AtOnce {
         let home = Self(thread::current().id());
-        Some(AtOnce { tokens, forward: Box::new(home) })
+        AtOnce { tokens, forward: Box::new(home) }
     }
 }
 
@@ -313,7 +313,7 @@ async fn a_pool_that_is_closed_is_not_lost() {
 
 #[tokio::test]
 async fn a_small_batch_is_computed_by_who_brings_it_if_no_other_is() {
-    let bench = Bench::with(1, 1, None, AtHome::takes(2));
+    let bench = Bench::with(1, 1, None, Some(AtHome::takes(2)));
     assert_eq!(numbers(bench.submit(&[1, 2]).await.unwrap()), [1.5, 2.5]);
     let large = bench.submit(&[1, 2, 3]);
     assert_eq!(bench.seen(), [1, 2, 3]);
@@ -335,7 +335,7 @@ async fn a_small_batch_is_computed_by_who_brings_it_if_no_other_is() {
 
 #[tokio::test]
 async fn after_a_panic_workers_compute_small_batches_too() {
-    let bench = Bench::with(1, 1, None, AtHome::takes(2));
+    let bench = Bench::with(1, 1, None, Some(AtHome::takes(2)));
     assert!(matches!(bench.submit(&[0]).await.unwrap(), Err(EmbedError::Failed(_))));
     bench.order(Order::Embed);
     assert_eq!(numbers(bench.submit(&[0]).await.unwrap()), [0.0]);

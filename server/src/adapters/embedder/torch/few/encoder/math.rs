@@ -64,7 +64,7 @@ pub unsafe fn attend(
         |row: usize, part: usize| &projected[(3 * row + part) * width + head * size..][..size];
     // The keys with a lane for each token: so all of a query's products with them come at once.
     let mut keys = [[MaybeUninit::uninit(); MOST_HEAD]; BLOCKS];
-    let stride = _mm512_set1_epi32(3 * width as i32);
+    let stride = _mm512_set1_epi32(3 * (width as u32).cast_signed());
     let steps = _mm512_mullo_epi32(
         stride,
         _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15),

@@ -132,10 +132,8 @@ impl Panels {
         let outputs = self.outputs();
         let rows = x.len() / (self.depth * self.form.in_unit());
         let in_row = self.depth * self.form.units_of_input();
-        let units = &mut units[..rows * in_row];
         // SAFETY: as below.
-        unsafe { self.form.convert(x, units) }
-        let units = &*units;
+        let units = unsafe { self.form.units(x, &mut units[..rows * in_row]) };
         let writer = Writer::new(&mut result[..rows * outputs]);
         share(outputs / WIDTH, |panel| {
             let weights = &self.weights[2 * panel * self.depth..][..2 * self.depth];
@@ -208,18 +206,22 @@ impl Form {
         }
     }
 
+    /// An input as its weights need it, in the room for it where it is not that already.
+    ///
     /// # Safety
     /// The CPU has what the form needs.
-    unsafe fn convert(self, x: &[f32], units: &mut [u32]) {
+    unsafe fn units<'a>(self, x: &'a [f32], units: &'a mut [u32]) -> &'a [u32] {
         match self {
-            Self::Fp32 | Self::Bf16 => {
-                units.iter_mut().zip(x).for_each(|(unit, x)| *unit = x.to_bits());
-            }
+            // SAFETY: both are 32 bits, of any kind.
+            Self::Fp32 | Self::Bf16 => unsafe {
+                return std::slice::from_raw_parts(x.as_ptr().cast(), x.len());
+            },
             // SAFETY: the caller's.
             Self::Bf16Amx => unsafe { to_bf16(x, units) },
             // SAFETY: the caller's.
             Self::Int8 { step, zero_point } => unsafe { to_bytes(x, step, zero_point, units) },
         }
+        units
     }
 
     fn tiles(self) -> &'static [Tile; ROWS] {
