@@ -465,7 +465,7 @@ el.collection.addEventListener('change', () => {
 });
 el.clear.addEventListener('click', clear);
 el.more.addEventListener('click', () => search({ append: true }));
-el.helpOpen.addEventListener('click', () => el.help.showModal());
+el.helpOpen.addEventListener('click', openHelp);
 el.authForm.addEventListener('submit', (event) => {
   event.preventDefault();
   sessionStorage.setItem(KEY, el.apiKey.value.trim());
@@ -473,6 +473,13 @@ el.authForm.addEventListener('submit', (event) => {
 });
 el.forget.addEventListener('click', () => { sessionStorage.removeItem(KEY); pending?.abort(); start(); });
 window.addEventListener('popstate', () => { readUrl(); closeSuggestions(); committed = true; writeUrl(false); showControls(); search(); });
+
+// Not by `autofocus`: a browser looks for that when the page is loaded, too, and complains that something
+// else has the focus.
+function openHelp() {
+  el.help.showModal();
+  el.helpTitle.focus();
+}
 
 function clear() {
   closeSuggestions();
@@ -492,7 +499,7 @@ document.addEventListener('keydown', (event) => {
   if (event.target.matches('input:not([type=checkbox], [type=radio]), select, textarea')) return;
   const hitItem = event.target.closest('[data-hit-id]');
   const onHit = hitItem !== null;
-  const single = { '/': () => el.query.select(), j: () => moveHit(1), k: () => moveHit(-1), '?': () => el.help.showModal() };
+  const single = { '/': () => el.query.select(), j: () => moveHit(1), k: () => moveHit(-1), '?': openHelp };
   const arrows = { ArrowDown: () => moveHit(1), ArrowUp: () => moveHit(-1) };
   const escape = () => {
     const title = hitItem?.querySelector('[aria-expanded=true]');
