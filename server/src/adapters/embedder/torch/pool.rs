@@ -199,8 +199,11 @@ impl Pool {
             state.queue.push(rows, urgency, now)
         };
         let mut at_once = self.shared.at_once.try_lock().ok();
-        let most = at_once.as_ref().and_then(|at_once| Some(at_once.as_ref()?.tokens));
-        let batch = most.and_then(|most| state.queue.take_all(most, now));
+        let batch = match at_once.as_deref() {
+            // Who is refused computes nothing, for others neither.
+            Some(Some(at_once)) if pushed.is_ok() => state.queue.take_all(at_once.tokens, now),
+            _ => None,
+        };
         if state.queue.texts() > 0 {
             self.shared.wake.notify_one();
         }

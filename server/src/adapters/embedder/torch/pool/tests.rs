@@ -85,13 +85,22 @@ impl Bench {
         Self { pool, seen: reports, orders: Some(orders), metrics }
     }
 
+    /// Room for so many texts of a token each.
+    fn reserve(&self, texts: usize) -> Reservation {
+        self.pool.reserve(Reserved { texts, tokens: texts }, urgency()).unwrap()
+    }
+
     fn submit(&self, numbers: &[u32]) -> oneshot::Receiver<Answer> {
-        let deadline = Instant::now() + Duration::from_mins(5);
-        let urgency = Urgency { class: Class::Interactive, deadline };
+        self.submit_to(self.reserve(numbers.len()), numbers).unwrap()
+    }
+
+    fn submit_to(
+        &self,
+        reservation: Reservation,
+        numbers: &[u32],
+    ) -> Result<oneshot::Receiver<Answer>, EmbedError> {
         let texts = numbers.iter().map(|&number| Arc::from([number])).collect();
-        let room = Reserved { texts: numbers.len(), tokens: numbers.len() };
-        let reservation = self.pool.reserve(room, urgency).unwrap();
-        self.pool.submit(reservation, texts, urgency).unwrap()
+        self.pool.submit(reservation, texts, urgency())
     }
 
     fn order(&self, order: Order) {
@@ -113,6 +122,10 @@ impl Drop for Bench {
         // Without orders the fakes embed, so that the pool can end.
         self.orders = None;
     }
+}
+
+fn urgency() -> Urgency {
+    Urgency { class: Class::Interactive, deadline: Instant::now() + Duration::from_mins(5) }
 }
 
 fn numbers(answer: Answer) -> Vec<f32> {
@@ -323,9 +336,7 @@ async fn a_small_batch_is_computed_by_who_brings_it_if_no_other_is() {
     assert_eq!(numbers(large.await.unwrap()), [1.0, 2.0, 3.0]);
     assert_eq!(numbers(beside.await.unwrap()), [4.0]);
     // Somebody is about to bring more: what comes together is computed together.
-    let deadline = Instant::now() + Duration::from_mins(5);
-    let urgency = Urgency { class: Class::Interactive, deadline };
-    let other = bench.pool.reserve(Reserved { texts: 1, tokens: 1 }, urgency).unwrap();
+    let other = bench.reserve(1);
     bench.order(Order::Embed);
     assert_eq!(numbers(bench.submit(&[5]).await.unwrap()), [5.0]);
     drop(other);
@@ -340,4 +351,19 @@ async fn after_a_panic_workers_compute_small_batches_too() {
     bench.order(Order::Embed);
     assert_eq!(numbers(bench.submit(&[0]).await.unwrap()), [0.0]);
     bench.pool.health().unwrap();
+}
+
+#[tokio::test]
+async fn a_call_that_is_refused_takes_no_batch_of_others_along() {
+    let bench = Bench::with(1, 1, None, Some(AtHome::takes(2)));
+    // The worker rests, so that what is not computed at once waits.
+    bench.pool.shared.lock().active = 0;
+    let room = bench.reserve(1);
+    let first = bench.submit(&[1]);
+    // Much more than there was room for.
+    let many: Vec<u32> = (10..120).collect();
+    assert!(matches!(bench.submit_to(room, &many), Err(EmbedError::Overloaded { .. })));
+    let mut last = bench.submit(&[2]);
+    assert_eq!(numbers(last.try_recv().unwrap()), [2.5]);
+    assert_eq!(numbers(first.await.unwrap()), [1.5]);
 }

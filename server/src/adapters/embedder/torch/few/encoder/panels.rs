@@ -257,3 +257,38 @@ fn to_bytes(x: &[f32], step: f32, zero_point: i32, units: &mut [u32]) {
         unsafe { units.as_mut_ptr().cast::<__m128i>().write_unaligned(bytes) }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_layer_gives_for_any_number_of_rows_what_its_numbers_give() {
+        for kind in [Kind::Float, Kind::BFloat16] {
+            let random = |shape: &[i64]| Tensor::randn(shape, (Kind::Float, Device::Cpu));
+            let (weight, bias) = (random(&[96, 64]).to_kind(kind), random(&[96]));
+            let Some(panels) = Panels::pack(&weight, &bias) else {
+                return println!("not run: this CPU has no AVX-512");
+            };
+            for rows in 1..=32 {
+                let x = random(&[rows, 64]);
+                let is_rounded = matches!(panels.form, Form::Bf16Amx);
+                let seen = if is_rounded { x.to_kind(Kind::BFloat16) } else { x.copy() };
+                let double = |tensor: &Tensor| tensor.to_kind(Kind::Double);
+                let expected = double(&seen).linear(&double(&weight), Some(&double(&bias)));
+                let mut found = vec![0.0; rows as usize * 96];
+                let mut units = vec![0; rows as usize * 64];
+                panels.forward(
+                    &numbers(&x.flatten(0, 1)).unwrap(),
+                    &mut units,
+                    Then::Nothing,
+                    &mut found,
+                );
+                let difference =
+                    (double(&Tensor::from_slice(&found)) - expected.flatten(0, 1)).abs().max();
+                let difference = f64::try_from(&difference).unwrap();
+                assert!(difference < 1e-4, "{kind:?}, {rows} rows: {difference}");
+            }
+        }
+    }
+}
