@@ -250,6 +250,7 @@ impl TorchEmbedder {
             team,
         })
     }
+
     /// Answers those who wait with `Stopped` and waits for running batches, at most `limit`; true
     /// when all threads have ended. Blocks. Dropping the embedder does the same.
     pub fn close(&self, limit: Duration) -> bool {

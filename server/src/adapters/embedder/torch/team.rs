@@ -73,9 +73,12 @@ impl Team {
 
     /// Wakes so many helpers: there will be a batch in a moment.
     pub fn rouse(&self, helpers: usize) {
-        if helpers == 0 || !self.shared.lateness().allows_help(Instant::now()) {
-            return;
+        if helpers > 0 && self.shared.lateness().allows_help(Instant::now()) {
+            self.unpark(helpers);
         }
+    }
+
+    fn unpark(&self, helpers: usize) {
         for thread in self.threads.iter().take(helpers) {
             thread.thread().unpark();
         }
@@ -86,15 +89,14 @@ impl Team {
     pub fn assist<T>(&self, helpers: usize, compute: impl FnOnce() -> T) -> T {
         let helpers = helpers.min(self.threads.len());
         let wanted = &self.shared.wanted;
-        let is_free = |helpers| {
-            wanted.compare_exchange(0, helpers, Ordering::SeqCst, Ordering::SeqCst).is_ok()
-        };
-        let is_allowed = || self.shared.lateness().allows_help(Instant::now());
-        if helpers == 0 || !is_allowed() || !is_free(helpers) {
+        if helpers == 0
+            || !self.shared.lateness().allows_help(Instant::now())
+            || wanted.compare_exchange(0, helpers, Ordering::SeqCst, Ordering::SeqCst).is_err()
+        {
             return compute();
         }
         let _over = Over(&self.shared);
-        self.rouse(helpers);
+        self.unpark(helpers);
         HELPERS.set(Some(Arc::as_ptr(&self.shared)));
         compute()
     }

@@ -53,6 +53,11 @@ const UNAUTHENTICATED: i32 = 16;
 /// Codes of Milvus's own.
 const NOT_LOADED: i32 = 101;
 const UNEXPECTED: i32 = 65535;
+/// What a server says whose own connection to another one is gone: Milvus has no code for it.
+///
+/// # Source
+/// grpc-go, `ErrClientConnClosing`.
+pub const LOST_ANOTHER: &str = "client connection is closing";
 /// The oldest servers with full text, by which [`ClientV2`] is used.
 const OLDEST: (u32, u32) = (2, 5);
 
@@ -357,7 +362,7 @@ impl Client for ClientV2 {
                 2..=4 | 8 | 9 | 103 | 201 | 202 | 400..=403 | 500..=503 | 600..=604 | 901..=907 => {
                     true
                 }
-                UNEXPECTED => has_lost_another(error.reason()),
+                UNEXPECTED => error.reason().contains(LOST_ANOTHER),
                 _ => false,
             },
             _ => false,
@@ -425,14 +430,6 @@ fn innermost(error: &Error) -> &Error {
         Error::RetryExhausted { source, .. } => innermost(source),
         other => other,
     }
-}
-
-/// Whether a server says that another one, which it asked, has gone.
-///
-/// # Source
-/// grpc-go, `ErrClientConnClosing`: Milvus has no code of its own for it.
-pub fn has_lost_another(reason: &str) -> bool {
-    reason.contains("client connection is closing")
 }
 
 /// Whether a call that ended with this code may succeed in a moment.

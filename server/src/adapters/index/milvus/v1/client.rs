@@ -12,12 +12,13 @@ use milvus::v1::options::LoadOptions;
 use tokio::time::timeout;
 
 use crate::adapters::index::milvus::client::{
-    Client, has_lost_another, is_replica_number_fixed, is_too_large_status, is_unavailable_status,
+    Client, LOST_ANOTHER, is_replica_number_fixed, is_too_large_status, is_unavailable_status,
 };
 use crate::adapters::index::milvus::{Consistency, MilvusOptions};
 
 /// What a server says of a part of it that is away for the moment.
-const UNAVAILABLE: [&str; 13] = [
+const UNAVAILABLE: [&str; 14] = [
+    LOST_ANOTHER,
     "failed to connect",
     "node not match",
     "not ready",
@@ -68,8 +69,7 @@ impl Client for ClientV1 {
             Error::Communication(_) | Error::Io(_) => true,
             Error::Grpc(status) => is_unavailable_status(status.code() as i32),
             Error::Server(ErrorCode::UnexpectedError, reason) => {
-                let is_away = || UNAVAILABLE.iter().any(|words| reason.contains(words));
-                !reason.contains(REFUSED) && (has_lost_another(reason) || is_away())
+                !reason.contains(REFUSED) && UNAVAILABLE.iter().any(|words| reason.contains(words))
             }
             Error::Server(code, _) => matches!(
                 code,
