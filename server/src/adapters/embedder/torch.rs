@@ -39,7 +39,7 @@ use model::Bert;
 use pool::{AtOnce, Fault, Forward, Pool, Rows, Share};
 use recordings::Recordings;
 use speed::Speed;
-use team::Team;
+use team::{MOST_HELPERS, Team};
 use tokenizer::{TextTokenizer, Tokens};
 
 /// Large enough for full use of a core, small enough that a query behind a batch of documents
@@ -59,8 +59,6 @@ const BYTES_PER_TOKEN: usize = 4;
 const TOKENIZED_BYTES: usize = 2048;
 /// Fewer bytes are tokenized where they come from: that takes no longer than handing them over.
 const TOKENIZED_AT_ONCE: usize = 256;
-/// Idle CPUs that help with a query: with more, waiting for each other takes what they save.
-const MOST_HELPERS: usize = 3;
 /// How often a busy model looks how many CPUs it may use.
 const SHARE_PERIOD: Duration = Duration::from_secs(5);
 /// Texts of many kinds, one a line: they show the range of the numbers between the layers, by which

@@ -1,7 +1,7 @@
 //! CPUs that would be idle help with a batch: what can be done in parts is shared among them.
 //!
-//! There is no barrier to wait at: whoever comes takes the next part, and a helper that gets no CPU
-//! takes none. One that loses its CPU to others with a part in hand is waited for, and then for a while no
+//! There is no barrier to wait at: who has done its own parts takes those of others, and a helper that gets
+//! no CPU takes none. One that loses its CPU to others with a part in hand is waited for, and then for a while no
 //! help is asked for: it would happen again. Helpers spin while the batch is computed, which is milliseconds, and for a moment after
 //! it, and sleep otherwise.
 
@@ -10,11 +10,13 @@ use std::hint::spin_loop;
 use std::marker::PhantomData;
 use std::ops::Range;
 use std::slice;
-use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{JoinHandle, park, yield_now};
 use std::time::{Duration, Instant};
 
+/// With more, waiting for each other takes what they save.
+pub const MOST_HELPERS: usize = 3;
 /// Rounds of waiting for a batch after which others get the CPU: it may be that of whom is waited for.
 const SPINS: u32 = 64;
 /// How long the last parts are waited for at most without giving the CPU away: who gives a busy one away
@@ -55,15 +57,50 @@ struct Shared {
 }
 
 struct Job<'a> {
-    parts: usize,
-    next: AtomicUsize,
-    work: &'a (dyn Fn(usize) + Sync),
+    /// Of the one who is helped, then of each helper.
+    shares: [Parts; 1 + MOST_HELPERS],
+    /// So many of them have parts.
+    members: usize,
+    work: &'a (dyn Fn(usize, Option<usize>) + Sync),
+}
+
+/// Parts one after the other, that are not taken yet: from the first of them on by whom they are meant
+/// for, from the last of them on by others.
+struct Parts(AtomicU64);
+
+impl Parts {
+    fn new(range: Range<usize>) -> Self {
+        Self(AtomicU64::new(pack(range)))
+    }
+
+    fn take(
+        &self,
+        take: impl Fn(&mut Range<usize>) -> Option<usize>,
+    ) -> Option<(usize, Range<usize>)> {
+        let mut taken = None;
+        let update = |packed| {
+            let mut left = unpack(packed);
+            taken = take(&mut left).map(|part| (part, left.clone()));
+            taken.is_some().then(|| pack(left))
+        };
+        // What a part needs and what it makes is handed over with the job as a whole.
+        self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, update).ok()?;
+        taken
+    }
+}
+
+fn pack(range: Range<usize>) -> u64 {
+    (range.start as u64) << 32 | range.end as u64
+}
+
+fn unpack(packed: u64) -> Range<usize> {
+    (packed >> 32) as usize..(packed & u64::from(u32::MAX)) as usize
 }
 
 impl Team {
     pub fn new(helpers: usize) -> std::io::Result<Self> {
         let mut team = Self { shared: Arc::default(), threads: Vec::new() };
-        for helper in 0..helpers {
+        for helper in 0..helpers.min(MOST_HELPERS) {
             let shared = Arc::clone(&team.shared);
             let thread = std::thread::Builder::new().name(format!("embed-help-{helper}"));
             team.threads.push(thread.spawn(move || shared.help(helper))?);
@@ -125,17 +162,25 @@ impl Drop for Team {
     }
 }
 
-/// Does the parts `0..parts` of a piece of work, by this thread and those that help it.
-pub fn share(parts: usize, work: impl Fn(usize) + Sync) {
-    let Some(shared) = HELPERS.get() else { return (0..parts).for_each(work) };
+/// Does the parts `0..parts` of a piece of work, by this thread and those that help it. `work` gets a part,
+/// and the one that the same thread is to do next.
+pub fn share(parts: usize, work: impl Fn(usize, Option<usize>) + Sync) {
+    let Some(shared) = HELPERS.get() else {
+        return (0..parts).for_each(|part| work(part, (part + 1 < parts).then_some(part + 1)));
+    };
     // SAFETY: it is there as long as the team, which outlives the `assist` that set it.
     let shared = unsafe { &*shared };
-    let job = Job { parts, next: AtomicUsize::new(0), work: &work };
+    let members = 1 + shared.wanted.load(Ordering::SeqCst);
+    let of = |member: usize| {
+        let [start, end] = [member, member + 1].map(|member| parts * member.min(members) / members);
+        Parts::new(start..end)
+    };
+    let job = Job { shares: std::array::from_fn(of), members, work: &work };
     shared.job.store((&raw const job).cast_mut().cast(), Ordering::SeqCst);
     shared.is_open.store(true, Ordering::SeqCst);
     shared.number.fetch_add(1, Ordering::SeqCst);
     let _closed = Closed(shared);
-    job.take_part();
+    job.take_part(0);
 }
 
 /// A slice that parts of a piece of work write to, each elsewhere.
@@ -223,13 +268,15 @@ impl Lateness {
 }
 
 impl Job<'_> {
-    fn take_part(&self) {
-        loop {
-            let part = self.next.fetch_add(1, Ordering::Relaxed);
-            if part >= self.parts {
-                return;
+    fn take_part(&self, member: usize) {
+        while let Some((part, mut left)) = self.shares[member].take(Iterator::next) {
+            (self.work)(part, left.next());
+        }
+        for other in 1..self.members {
+            let other = &self.shares[(member + other) % self.members];
+            while let Some((part, mut left)) = other.take(DoubleEndedIterator::next_back) {
+                (self.work)(part, left.next_back());
             }
-            (self.work)(part);
         }
     }
 }
@@ -265,7 +312,7 @@ impl Shared {
             let _left = Left(&self.helping);
             if self.is_open.load(Ordering::SeqCst) {
                 // SAFETY: while it was open `helping` was counted, which `share` waits for.
-                unsafe { (*self.job.load(Ordering::SeqCst)).take_part() }
+                unsafe { (*self.job.load(Ordering::SeqCst)).take_part(1 + helper) }
             }
         }
     }
@@ -289,7 +336,7 @@ mod tests {
     /// How often each part was done.
     fn done(parts: usize) -> Vec<usize> {
         let counts: Vec<AtomicUsize> = (0..parts).map(|_| AtomicUsize::new(0)).collect();
-        share(parts, |part| {
+        share(parts, |part, _| {
             counts[part].fetch_add(1, Ordering::Relaxed);
         });
         counts.into_iter().map(AtomicUsize::into_inner).collect()
@@ -306,12 +353,35 @@ mod tests {
     }
 
     #[test]
+    fn who_is_done_takes_the_last_parts_of_another() {
+        let team = Team::new(1).unwrap();
+        let mine = Mutex::new(Vec::new());
+        let me = thread::current().id();
+        team.assist(1, || {
+            share(8, |part, next| {
+                if thread::current().id() == me {
+                    mine.lock().unwrap().push((part, next));
+                } else {
+                    // It does no more than one before all others are done.
+                    while mine.lock().unwrap().len() < 7 {
+                        yield_now();
+                    }
+                }
+            });
+        });
+        let mine = mine.into_inner().unwrap();
+        let own = [(0, Some(1)), (1, Some(2)), (2, Some(3)), (3, None)];
+        assert_eq!(mine[..4], own);
+        assert!(mine[4..].starts_with(&[(7, Some(6)), (6, Some(5))]), "{mine:?}");
+    }
+
+    #[test]
     fn helpers_do_parts() {
         let team = Team::new(1).unwrap();
         let threads = Mutex::new(Vec::new());
         let both = || threads.lock().unwrap().len() == 2;
         team.assist(1, || {
-            share(2, |_| {
+            share(2, |_, _| {
                 threads.lock().unwrap().push(thread::current().id());
                 // The other part is for the other.
                 while !both() {

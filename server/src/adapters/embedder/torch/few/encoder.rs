@@ -1,6 +1,7 @@
 //! The encoder itself, for AVX-512.
 
 mod amx;
+mod fp24;
 mod lines;
 mod math;
 mod panels;
@@ -147,7 +148,7 @@ impl Layer {
         let all = rows * width;
         self.query_key_value.forward(&hidden[..all], units, Then::Nothing, projected);
         let writer = Writer::new(attended);
-        share(heads, |head| {
+        share(heads, |head, _| {
             let mut start = 0;
             for text in texts {
                 let rows = start..start + text.len();

@@ -11,7 +11,7 @@ use std::sync::LazyLock;
 
 use super::lines::Line;
 use super::math::LANES;
-use super::tiles::{ROWS, Tile, WIDTH, of_all_heights};
+use super::tiles::{Next, ROWS, Tile, WIDTH, of_all_heights};
 
 /// What the CPU and this process have of it: the kernel gives a process the room for the registers when
 /// it is asked.
@@ -67,7 +67,12 @@ impl Config {
 
 /// # Safety
 /// [`is_there`]; the slices are of `HEIGHT` rows and of a panel.
-unsafe fn tile<const HEIGHT: usize>(x: &[u32], weights: &[Line], sums: &mut [[f32; WIDTH]; ROWS]) {
+unsafe fn tile<const HEIGHT: usize>(
+    x: &[u32],
+    weights: &[Line],
+    _: Next,
+    sums: &mut [[f32; WIDTH]; ROWS],
+) {
     let config: &'static Config = const { &Config::of(HEIGHT as u8) };
     let depth = weights.len() / 2;
     // SAFETY: each step reads 16 units of each row and as many pairs of lines, and the panel's depth is

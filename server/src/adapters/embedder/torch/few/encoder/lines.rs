@@ -12,6 +12,14 @@ use std::sync::Arc;
 #[repr(C, align(64))]
 pub struct Line([u32; 16]);
 
+impl Line {
+    /// Of 64 bytes.
+    pub fn from_bytes(bytes: &[u8]) -> Self {
+        let (units, _) = bytes.as_chunks::<4>();
+        Self(std::array::from_fn(|unit| u32::from_le_bytes(units[unit])))
+    }
+}
+
 const LARGE_PAGE: usize = 2 << 20;
 
 /// A part of a piece of memory.

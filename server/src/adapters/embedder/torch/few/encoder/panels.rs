@@ -16,9 +16,10 @@ use std::arch::x86_64::{
 use tch::{Device, Kind, TchError, Tensor};
 
 use super::amx::{self, AMX};
+use super::fp24::{self, FP24};
 use super::lines::Lines;
 use super::math::{LANES, gelu, load, store};
-use super::tiles::{BF16, FP32, INT8, ROWS, Tile, WIDTH};
+use super::tiles::{BF16, FP32, INT8, Next, ROWS, Tile, WIDTH};
 use crate::adapters::embedder::torch::team::{Writer, share};
 
 /// The weights `[outputs, inputs]` and what is added.
@@ -26,7 +27,7 @@ pub struct Panels {
     form: Form,
     /// Units of 32 bits in a row of the input.
     depth: usize,
-    /// `[outputs / WIDTH, depth, WIDTH]` units.
+    /// `[outputs / WIDTH, depth, WIDTH]` units, or their upper bytes.
     weights: Lines,
     /// Of each output: what its sum of products is multiplied by, and what is added to that.
     scales: Vec<f32>,
@@ -34,9 +35,11 @@ pub struct Panels {
 }
 
 /// What a unit of 32 bits of the weights is: one number in fp32, two in bf16, or four of eight bits.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 enum Form {
     Fp32,
+    /// Fp32 without its last eight bits, kept in 24. Inputs are not rounded.
+    Fp24,
     /// Inputs stay in fp32.
     Bf16,
     /// Inputs are rounded to bf16, too.
@@ -62,14 +65,12 @@ impl Panels {
     /// Of a weight in fp32 or bf16; `None` where another form must do: on other CPUs and for other
     /// sizes.
     pub fn pack(weight: &Tensor, bias: &Tensor) -> Option<Self> {
-        let form = match weight.kind() {
-            Kind::Float if is_x86_feature_detected!("avx512f") => Form::Fp32,
-            Kind::BFloat16 if amx::is_there() && is_x86_feature_detected!("avx512bf16") => {
-                Form::Bf16Amx
-            }
-            Kind::BFloat16 if is_x86_feature_detected!("avx512f") => Form::Bf16,
+        let forms = match weight.kind() {
+            Kind::Float => [Form::Fp24, Form::Fp32],
+            Kind::BFloat16 => [Form::Bf16Amx, Form::Bf16],
             _ => return None,
         };
+        let form = forms.into_iter().find(|form| form.is_there())?;
         let bias = numbers(bias).ok()?;
         Self::of(form, weight, vec![1.0; bias.len()], bias)
     }
@@ -81,15 +82,16 @@ impl Panels {
         bias: &Tensor,
         (step, zero_point): (f64, i64),
     ) -> Option<Self> {
-        if !is_x86_feature_detected!("avx512vnni") {
+        let (step, zero_point) = (step as f32, zero_point as i32);
+        let form = Form::Int8 { step, zero_point };
+        if !form.is_there() {
             return None;
         }
-        let (step, zero_point) = (step as f32, zero_point as i32);
         let sums = weight.f_sum_dim_intlist(&[1_i64][..], false, Kind::Float).ok()?;
         let scales: Vec<f32> = numbers(scales).ok()?.iter().map(|scale| scale * step).collect();
         let all = numbers(bias).ok()?.into_iter().zip(numbers(&sums).ok()?).zip(&scales);
         let bias = all.map(|((bias, sum), scale)| bias - zero_point as f32 * sum * scale).collect();
-        Self::of(Form::Int8 { step, zero_point }, weight, scales, bias)
+        Self::of(form, weight, scales, bias)
     }
 
     fn of(form: Form, weight: &Tensor, scales: Vec<f32>, bias: Vec<f32>) -> Option<Self> {
@@ -109,7 +111,14 @@ impl Panels {
         let count = outputs * depth / LANES;
         // SAFETY: the tensor has so many units of 32 bits, at the beginning of a line of the cache.
         let weights = unsafe { std::slice::from_raw_parts(panels.data_ptr().cast(), count) };
-        let weights = Lines::copy(&[weights]).pop()?;
+        let weights = match form {
+            Form::Fp24 => {
+                let all = numbers(&panels.f_view(-1).ok()?).ok()?;
+                Lines::copy(&[&fp24::shorten(&all)])
+            }
+            _ => Lines::copy(&[weights]),
+        };
+        let weights = weights.into_iter().next()?;
         Some(Self { form, depth, weights, scales, bias })
     }
 
@@ -135,8 +144,10 @@ impl Panels {
         // SAFETY: as below.
         let units = unsafe { self.form.units(x, &mut units[..rows * in_row]) };
         let writer = Writer::new(&mut result[..rows * outputs]);
-        share(outputs / WIDTH, |panel| {
-            let weights = &self.weights[2 * panel * self.depth..][..2 * self.depth];
+        let lines = self.form.lines(self.depth);
+        let weights_of = |panel: usize| &self.weights[panel * lines..][..lines];
+        share(outputs / WIDTH, |panel, next| {
+            let weights = weights_of(panel);
             let blocks = rows.div_ceil(ROWS);
             let mut row = 0;
             for block in 0..blocks {
@@ -144,10 +155,12 @@ impl Panels {
                 let height = (rows - row).div_ceil(blocks - block);
                 let mut sums = [[0.0; WIDTH]; ROWS];
                 let x = &units[row * in_row..][..height * in_row];
+                let next = next
+                    .map_or(Next::none(weights), |next| Next::new(weights_of(next), block, blocks));
                 // SAFETY: panels are packed only where the CPU has what their form needs; `height`
                 // rows and a panel are there; panels write different columns.
                 unsafe {
-                    self.form.tiles()[height - 1](x, weights, &mut sums);
+                    self.form.tiles()[height - 1](x, weights, next, &mut sums);
                     for (sums, row) in sums[..height].iter().zip(row..) {
                         let start = row * outputs + panel * WIDTH;
                         let columns = panel * WIDTH..(panel + 1) * WIDTH;
@@ -190,9 +203,27 @@ fn numbers(tensor: &Tensor) -> Result<Vec<f32>, TchError> {
 }
 
 impl Form {
+    /// Whether the CPU has what it needs.
+    fn is_there(self) -> bool {
+        match self {
+            Self::Fp32 | Self::Bf16 => is_x86_feature_detected!("avx512f"),
+            Self::Fp24 => is_x86_feature_detected!("avx512vbmi"),
+            Self::Bf16Amx => amx::is_there() && is_x86_feature_detected!("avx512bf16"),
+            Self::Int8 { .. } => is_x86_feature_detected!("avx512vnni"),
+        }
+    }
+
+    /// Of a panel.
+    fn lines(self, depth: usize) -> usize {
+        match self {
+            Self::Fp24 => depth / 2 * fp24::PAIR,
+            _ => 2 * depth,
+        }
+    }
+
     fn in_unit(self) -> usize {
         match self {
-            Self::Fp32 => 1,
+            Self::Fp32 | Self::Fp24 => 1,
             Self::Bf16 | Self::Bf16Amx => 2,
             Self::Int8 { .. } => 4,
         }
@@ -201,7 +232,7 @@ impl Form {
     /// Of an input, for a unit of the weights.
     fn units_of_input(self) -> usize {
         match self {
-            Self::Fp32 | Self::Bf16Amx | Self::Int8 { .. } => 1,
+            Self::Fp32 | Self::Fp24 | Self::Bf16Amx | Self::Int8 { .. } => 1,
             Self::Bf16 => 2,
         }
     }
@@ -213,7 +244,7 @@ impl Form {
     unsafe fn units<'a>(self, x: &'a [f32], units: &'a mut [u32]) -> &'a [u32] {
         match self {
             // SAFETY: both are 32 bits, of any kind.
-            Self::Fp32 | Self::Bf16 => unsafe {
+            Self::Fp32 | Self::Fp24 | Self::Bf16 => unsafe {
                 return std::slice::from_raw_parts(x.as_ptr().cast(), x.len());
             },
             // SAFETY: the caller's.
@@ -227,6 +258,7 @@ impl Form {
     fn tiles(self) -> &'static [Tile; ROWS] {
         match self {
             Self::Fp32 => &FP32,
+            Self::Fp24 => &FP24,
             Self::Bf16 => &BF16,
             Self::Bf16Amx => &AMX,
             Self::Int8 { .. } => &INT8,
@@ -264,18 +296,35 @@ mod tests {
 
     #[test]
     fn a_layer_gives_for_any_number_of_rows_what_its_numbers_give() {
-        for kind in [Kind::Float, Kind::BFloat16] {
-            let random = |shape: &[i64]| Tensor::randn(shape, (Kind::Float, Device::Cpu));
-            let (weight, bias) = (random(&[96, 64]).to_kind(kind), random(&[96]));
-            let Some(panels) = Panels::pack(&weight, &bias) else {
-                return println!("not run: this CPU has no AVX-512");
+        let random = |shape: &[i64]| Tensor::randn(shape, (Kind::Float, Device::Cpu));
+        let double = |tensor: &Tensor| tensor.to_kind(Kind::Double);
+        for form in [Form::Fp32, Form::Fp24, Form::Bf16, Form::Bf16Amx] {
+            if !form.is_there() {
+                println!("{form:?} not run: this CPU does not have it");
+                continue;
+            }
+            let (weight, bias) = (random(&[96, 64]), random(&[96]));
+            let weight = match form {
+                Form::Fp32 | Form::Fp24 => weight,
+                _ => weight.to_kind(Kind::BFloat16),
+            };
+            let scales = vec![1.0; 96];
+            let panels = Panels::of(form, &weight, scales, numbers(&bias).unwrap()).unwrap();
+            let seen_weight = match form {
+                Form::Fp24 => {
+                    let all = numbers(&weight.flatten(0, 1)).unwrap();
+                    let rounded: Vec<f32> = all.into_iter().map(fp24::rounded).collect();
+                    Tensor::from_slice(&rounded).reshape([96, 64])
+                }
+                _ => weight,
             };
             for rows in 1..=32 {
                 let x = random(&[rows, 64]);
-                let is_rounded = matches!(panels.form, Form::Bf16Amx);
-                let seen = if is_rounded { x.to_kind(Kind::BFloat16) } else { x.copy() };
-                let double = |tensor: &Tensor| tensor.to_kind(Kind::Double);
-                let expected = double(&seen).linear(&double(&weight), Some(&double(&bias)));
+                let seen = match form {
+                    Form::Bf16Amx => x.to_kind(Kind::BFloat16),
+                    _ => x.copy(),
+                };
+                let expected = double(&seen).linear(&double(&seen_weight), Some(&double(&bias)));
                 let mut found = vec![0.0; rows as usize * 96];
                 let mut units = vec![0; rows as usize * 64];
                 panels.forward(
@@ -287,7 +336,7 @@ mod tests {
                 let difference =
                     (double(&Tensor::from_slice(&found)) - expected.flatten(0, 1)).abs().max();
                 let difference = f64::try_from(&difference).unwrap();
-                assert!(difference < 1e-4, "{kind:?}, {rows} rows: {difference}");
+                assert!(difference < 1e-4, "{form:?}, {rows} rows: {difference}");
             }
         }
     }

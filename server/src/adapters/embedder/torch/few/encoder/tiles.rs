@@ -1,7 +1,7 @@
 //! Sums of products of some rows and a panel, for each form of numbers.
 
 use std::arch::x86_64::{
-    __m512, __m512i, _MM_HINT_T0, _mm_prefetch, _mm512_and_epi32, _mm512_castps_si512,
+    __m512, __m512i, _MM_HINT_T0, _MM_HINT_T1, _mm_prefetch, _mm512_and_epi32, _mm512_castps_si512,
     _mm512_castsi512_ps, _mm512_cvtepi32_ps, _mm512_dpbusd_epi32, _mm512_fmadd_ps,
     _mm512_load_si512, _mm512_set1_epi32, _mm512_setzero_si512, _mm512_slli_epi32,
 };
@@ -14,10 +14,44 @@ pub const WIDTH: usize = 2 * LANES;
 /// Rows at a time: with two registers each, and three besides, they fill the 32 there are.
 pub const ROWS: usize = 14;
 /// How far ahead weights are asked for, in lines: about the latency of the last cache.
-const AHEAD: usize = 48;
+const NEAR: usize = 48;
 
 /// The sums of products of some rows and a panel.
-pub type Tile = unsafe fn(x: &[u32], weights: &[Line], sums: &mut [[f32; WIDTH]; ROWS]);
+pub type Tile = unsafe fn(x: &[u32], weights: &[Line], next: Next, sums: &mut [[f32; WIDTH]; ROWS]);
+
+/// What is asked for while a panel is computed: of the next one, what falls to this block of rows. Several
+/// blocks take longer than their panel takes to be read: only so the memory is never idle.
+#[derive(Clone, Copy)]
+pub struct Next {
+    start: *const Line,
+    /// For each line of the panel that is computed.
+    bytes: usize,
+}
+
+impl Next {
+    /// Of a panel of as many lines as the one that is computed.
+    pub fn new(panel: &[Line], block: usize, blocks: usize) -> Self {
+        let start = panel[panel.len() * block / blocks..].as_ptr();
+        Self { start, bytes: size_of::<Line>() / blocks }
+    }
+
+    /// Where there is no next one.
+    pub fn none(panel: &[Line]) -> Self {
+        Self { start: panel.as_ptr(), bytes: 0 }
+    }
+
+    /// Asks for so many lines soon to come of the panel that is computed, which is done up to `line`, its
+    /// `done`th, and for what belongs to them of the next one.
+    #[inline]
+    #[target_feature(enable = "sse")]
+    pub fn ask<const LINES: usize>(self, line: *const Line, done: usize) {
+        let start = self.start.wrapping_byte_add(done * self.bytes);
+        for at in 0..LINES {
+            _mm_prefetch::<_MM_HINT_T0>(line.wrapping_add(NEAR + at).cast());
+            _mm_prefetch::<_MM_HINT_T1>(start.wrapping_add(at).cast());
+        }
+    }
+}
 
 /// What is made for a height, for 1 to `ROWS` rows.
 macro_rules! of_all_heights {
@@ -59,18 +93,18 @@ macro_rules! tiles {
         unsafe fn $tile<const HEIGHT: usize>(
             x: &[u32],
             weights: &[Line],
+            next: Next,
             sums: &mut [[f32; WIDTH]; ROWS],
         ) {
             let depth = weights.len() / 2;
             let (x, weights) = (x.as_ptr(), weights.as_ptr());
             let mut all = [[_mm512_setzero_si512(); 2]; HEIGHT];
-            // SAFETY: within the slices. What is asked for ahead is not read.
+            // SAFETY: within the slices.
             unsafe {
                 for unit in 0..depth {
                     let line = weights.add(2 * unit);
                     let halves = [load_line(line), load_line(line.add(1))];
-                    _mm_prefetch::<_MM_HINT_T0>(line.wrapping_add(AHEAD).cast());
-                    _mm_prefetch::<_MM_HINT_T0>(line.wrapping_add(AHEAD + 1).cast());
+                    next.ask::<2>(line, 2 * unit);
                     for (row, sums) in all.iter_mut().enumerate() {
                         let $x = x.add($units * (row * depth + unit));
                         for ($sum, $weights) in sums.iter_mut().zip(halves) {
@@ -100,7 +134,7 @@ unsafe fn load_line(line: *const Line) -> __m512i {
 /// A number of the input, in all lanes.
 #[inline]
 #[target_feature(enable = "avx512f")]
-unsafe fn spread(x: *const u32) -> __m512 {
+pub unsafe fn spread(x: *const u32) -> __m512 {
     // SAFETY: the caller's.
     _mm512_castsi512_ps(_mm512_set1_epi32(unsafe { x.read() }.cast_signed()))
 }
