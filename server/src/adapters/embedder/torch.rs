@@ -39,7 +39,7 @@ use model::Bert;
 use pool::{AtOnce, Fault, Forward, Pool, Rows, Share};
 use recordings::Recordings;
 use speed::Speed;
-use team::{MOST_HELPERS, Team};
+use team::Team;
 use tokenizer::{TextTokenizer, Tokens};
 
 /// Large enough for full use of a core, small enough that a query behind a batch of documents
@@ -221,7 +221,7 @@ impl TorchEmbedder {
             }
         }
         let few = bert.few();
-        let helpers = few.as_ref().map_or(0, |_| all.saturating_sub(1).min(MOST_HELPERS));
+        let helpers = few.as_ref().map_or(0, |_| all.saturating_sub(1));
         let team = Arc::new(Team::new(helpers).map_err(LoadError::StartThread)?);
         let worker = |number: usize| -> Result<Worker, LoadError> {
             let bert = &berts[number % berts.len()];

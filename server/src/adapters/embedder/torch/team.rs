@@ -12,11 +12,11 @@ use std::ops::Range;
 use std::slice;
 use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::thread::{JoinHandle, park, yield_now};
+use std::thread::{JoinHandle, panicking, park, yield_now};
 use std::time::{Duration, Instant};
 
 /// With more, waiting for each other takes what they save.
-pub const MOST_HELPERS: usize = 3;
+const MOST_HELPERS: usize = 3;
 /// Rounds of waiting for a batch after which others get the CPU: it may be that of whom is waited for.
 const SPINS: u32 = 64;
 /// How long the last parts are waited for at most without giving the CPU away: who gives a busy one away
@@ -53,6 +53,8 @@ struct Shared {
     job: AtomicPtr<Job<'static>>,
     is_open: AtomicBool,
     helping: AtomicUsize,
+    /// A helper ended in the middle of a part, which nobody has done.
+    is_broken: AtomicBool,
     lateness: Mutex<Lateness>,
 }
 
@@ -64,8 +66,7 @@ struct Job<'a> {
     work: &'a (dyn Fn(usize, Option<usize>) + Sync),
 }
 
-/// Parts one after the other, that are not taken yet: from the first of them on by whom they are meant
-/// for, from the last of them on by others.
+/// A run of parts that are not taken yet. Its owner takes from the front, others from the back.
 struct Parts(AtomicU64);
 
 impl Parts {
@@ -163,7 +164,10 @@ impl Drop for Team {
 }
 
 /// Does the parts `0..parts` of a piece of work, by this thread and those that help it. `work` gets a part,
-/// and the one that the same thread is to do next.
+/// and the one that the same thread will probably do next, as far as that can be told.
+///
+/// # Panics
+/// When `work` does, by whichever thread.
 pub fn share(parts: usize, work: impl Fn(usize, Option<usize>) + Sync) {
     let Some(shared) = HELPERS.get() else {
         return (0..parts).for_each(|part| work(part, (part + 1 < parts).then_some(part + 1)));
@@ -172,15 +176,18 @@ pub fn share(parts: usize, work: impl Fn(usize, Option<usize>) + Sync) {
     let shared = unsafe { &*shared };
     let members = 1 + shared.wanted.load(Ordering::SeqCst);
     let of = |member: usize| {
-        let [start, end] = [member, member + 1].map(|member| parts * member.min(members) / members);
+        let [start, end] =
+            [member, member + 1].map(|member| (parts * member.min(members)).div_ceil(members));
         Parts::new(start..end)
     };
     let job = Job { shares: std::array::from_fn(of), members, work: &work };
     shared.job.store((&raw const job).cast_mut().cast(), Ordering::SeqCst);
     shared.is_open.store(true, Ordering::SeqCst);
     shared.number.fetch_add(1, Ordering::SeqCst);
-    let _closed = Closed(shared);
+    let closed = Closed(shared);
     job.take_part(0);
+    drop(closed);
+    assert!(!shared.is_broken.load(Ordering::SeqCst), "a helper ended in the middle of its part");
 }
 
 /// A slice that parts of a piece of work write to, each elsewhere.
@@ -309,7 +316,7 @@ impl Shared {
             }
             seen = number;
             self.helping.fetch_add(1, Ordering::SeqCst);
-            let _left = Left(&self.helping);
+            let _left = Left(self);
             if self.is_open.load(Ordering::SeqCst) {
                 // SAFETY: while it was open `helping` was counted, which `share` waits for.
                 unsafe { (*self.job.load(Ordering::SeqCst)).take_part(1 + helper) }
@@ -318,16 +325,20 @@ impl Shared {
     }
 }
 
-struct Left<'a>(&'a AtomicUsize);
+struct Left<'a>(&'a Shared);
 
 impl Drop for Left<'_> {
     fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::SeqCst);
+        if panicking() {
+            self.0.is_broken.store(true, Ordering::SeqCst);
+        }
+        self.0.helping.fetch_sub(1, Ordering::SeqCst);
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::panic::{AssertUnwindSafe, catch_unwind};
     use std::sync::Mutex;
     use std::thread;
 
@@ -373,6 +384,23 @@ mod tests {
         let own = [(0, Some(1)), (1, Some(2)), (2, Some(3)), (3, None)];
         assert_eq!(mine[..4], own);
         assert!(mine[4..].starts_with(&[(7, Some(6)), (6, Some(5))]), "{mine:?}");
+    }
+
+    #[test]
+    fn a_part_that_a_helper_does_not_end_fails_the_whole() {
+        let team = Team::new(1).unwrap();
+        let (me, has_begun) = (thread::current().id(), AtomicBool::new(false));
+        let work = |_, _| {
+            if thread::current().id() != me {
+                has_begun.store(true, Ordering::SeqCst);
+                panic!("on purpose");
+            }
+            while !has_begun.load(Ordering::SeqCst) {
+                yield_now();
+            }
+        };
+        let outcome = catch_unwind(AssertUnwindSafe(|| team.assist(1, || share(2, work))));
+        assert!(outcome.is_err());
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! Many clients at the same time, with the server's order of texts and in that of their arrival.
 
 use std::borrow::Cow;
+use std::cell::OnceCell;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -12,7 +13,7 @@ use sextant_server::adapters::embedder::torch::{TorchEmbedder, TorchOptions};
 use sextant_server::ports::{Class, EmbedError, Embedder, Urgency};
 
 use super::BATCH;
-use crate::http::post;
+use crate::http::{Answer, post};
 use crate::load::{Until, closed_loop};
 use crate::report::{Bars, Table, median, ms, quantile, title};
 use crate::server::{self, Server};
@@ -94,15 +95,21 @@ pub async fn over_http(options: &Options, of: &TorchOptions) -> Result<(), Failu
     let (mut inside, mut outside, mut ratios) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..options.rounds {
         let round = round(&embedder, 0, length, next).await?;
+        let begin = OnceCell::new();
         let request = |n: u64| {
+            begin.get_or_init(Instant::now);
             let input = texts::query(next + (1 << 19) + n);
             Cow::Owned(post("/v1/embeddings", &json!({"input": input})))
         };
+        let mut in_time = 0;
+        let mut count = |answer: &Answer<'_>, _| {
+            let is_in_time = begin.get().is_some_and(|begin| begin.elapsed() < length);
+            in_time += usize::from(answer.status == 200 && is_in_time);
+        };
         let until = Until::Elapsed(length);
-        let run =
-            closed_loop(server.address, CLIENTS as usize, until, &request, &mut |_, _| ()).await?;
+        closed_loop(server.address, CLIENTS as usize, until, &request, &mut count).await?;
         inside.push(round.queries as f64 / round.seconds);
-        outside.push(run.good_per_second());
+        outside.push(in_time as f64 / length.as_secs_f64());
         ratios.push(outside[outside.len() - 1] / inside[inside.len() - 1]);
         next += 1 << 20;
     }
@@ -132,6 +139,8 @@ async fn round(
             let asked = Instant::now();
             let urgency = Urgency { class: Class::Interactive, deadline: asked + DEADLINE };
             match embedder.embed(vec![texts::query(number).into()], urgency).await {
+                // The last answers come after the time that is counted.
+                Ok(_) if begin.elapsed() >= length => {}
                 Ok(_) => {
                     mine.queries += 1;
                     mine.latencies.push(asked.elapsed().as_secs_f64() * 1e3);
@@ -154,7 +163,7 @@ async fn round(
             let batch = (number..number + BATCH as u64).map(|n| super::passage(n).into()).collect();
             let urgency = Urgency { class: Class::Bulk, deadline: Instant::now() + PATIENCE };
             embedder.embed_patiently(batch, urgency).await?;
-            if !over.load(Ordering::Relaxed) {
+            if begin.elapsed() < length {
                 passages += BATCH;
             }
             number += BATCH as u64;
@@ -164,11 +173,10 @@ async fn round(
     let clients = async {
         let clients = join_all((0..CLIENTS).map(client)).await;
         over.store(true, Ordering::Relaxed);
-        // The last answers come after the time is over.
-        (clients, begin.elapsed().as_secs_f64())
+        clients
     };
-    let ((clients, seconds), imports) = join(clients, join_all((0..imports).map(import))).await;
-    let mut all = Round { seconds, ..Round::default() };
+    let (clients, imports) = join(clients, join_all((0..imports).map(import))).await;
+    let mut all = Round { seconds: length.as_secs_f64(), ..Round::default() };
     for one in clients {
         let one = one?;
         all.queries += one.queries;

@@ -3,7 +3,7 @@
 //! left, 16 significant bits, is twice what bf16 has; sums and all else are in fp32.
 
 use std::arch::x86_64::{
-    __m512i, _mm512_castsi512_ps, _mm512_fmadd_ps, _mm512_loadu_si512, _mm512_permutexvar_epi8,
+    _mm512_castsi512_ps, _mm512_fmadd_ps, _mm512_loadu_si512, _mm512_permutexvar_epi8,
     _mm512_setzero_ps,
 };
 
@@ -13,43 +13,41 @@ use super::tiles::{Next, ROWS, Tile, WIDTH, of_all_heights, spread};
 
 /// Lines of two units of a panel.
 pub const PAIR: usize = 3;
+/// Bytes of a number.
 const NUMBER: usize = 3;
 /// Where the numbers for each of a pair's four registers are read from: 48 bytes within 64, none of
 /// which belong to the next pair.
 const PLACES: [usize; 4] = [0, 48, 80, 128];
-/// Of those 64 bytes, the ones before a register's.
-const BEFORE: [usize; 4] = [0, 0, 16, 16];
+/// Of the 64 bytes for a register of a pair's second unit, those before its own.
+const BEFORE: usize = 16;
 
 /// The nearest number in fp32 whose last byte is the one before it: it need not be kept, and not be
 /// cleared in a register, which would take as long as to fetch it.
 pub fn rounded(number: f32) -> f32 {
     let bits = number.to_bits();
-    let kept = bits >> 8;
-    let near = [kept.saturating_sub(1), kept, (kept + 1).min(u32::MAX >> 8)];
-    let whole = near.map(|kept| kept << 8 | kept & 0xff);
-    f32::from_bits(whole.into_iter().min_by_key(|whole| whole.abs_diff(bits)).unwrap_or(bits))
+    let low = bits & 0xffff;
+    f32::from_bits(bits - low + (low + 128) / 257 * 257)
 }
 
 /// Numbers in fp32, rounded, without their last bytes.
 pub fn shorten(numbers: &[f32]) -> Vec<Line> {
-    let kept = |&number: &f32| rounded(number).to_le_bytes().into_iter().skip(1);
-    let bytes: Vec<u8> = numbers.iter().flat_map(kept).collect();
-    bytes.chunks_exact(size_of::<Line>()).map(Line::from_bytes).collect()
+    let mut bytes = Vec::with_capacity(NUMBER * numbers.len());
+    for &number in numbers {
+        bytes.extend_from_slice(&rounded(number).to_le_bytes()[1..]);
+    }
+    let (lines, rest) = bytes.as_chunks();
+    debug_assert!(rest.is_empty(), "panels are whole lines");
+    lines.iter().map(Line::from_bytes).collect()
 }
 
-/// Which of 64 bytes come where.
+/// Which of 64 bytes come where: the first of each number twice.
 const fn order(before: usize) -> [u8; 4 * LANES] {
     let mut order = [0; 4 * LANES];
-    let mut lane = 0;
-    while lane < LANES {
-        let mut byte = 0;
-        while byte < 4 {
-            // The first is there twice.
-            let kept = if byte == 0 { 0 } else { byte - 1 };
-            order[4 * lane + byte] = (before + NUMBER * lane + kept) as u8;
-            byte += 1;
-        }
-        lane += 1;
+    let mut byte = 0;
+    while byte < order.len() {
+        let of_number = (byte % 4).saturating_sub(1);
+        order[byte] = (before + NUMBER * (byte / 4) + of_number) as u8;
+        byte += 1;
     }
     order
 }
@@ -67,18 +65,18 @@ unsafe fn tile<const HEIGHT: usize>(
     let depth = 2 * pairs;
     let (x, weights) = (x.as_ptr(), weights.as_ptr());
     let mut all = [[_mm512_setzero_ps(); 2]; HEIGHT];
-    // SAFETY: within the slices.
+    // SAFETY: each load is of 64 bytes from byte 128 at most of a pair's 192; `x` has `HEIGHT` rows of
+    // `depth` units.
     unsafe {
-        let orders = const { [order(0), order(16)] };
+        let orders = const { [order(0), order(BEFORE)] };
         let orders = orders.map(|order| _mm512_loadu_si512(order.as_ptr().cast()));
         for pair in 0..pairs {
             let line = weights.add(PAIR * pair);
             next.ask::<PAIR>(line, PAIR * pair);
-            for unit in 0..2 {
+            for (unit, &order) in orders.iter().enumerate() {
                 let half = |half: usize| {
                     let part = 2 * unit + half;
                     let bytes = _mm512_loadu_si512(line.cast::<u8>().add(PLACES[part]).cast());
-                    let order: __m512i = orders[BEFORE[part] / 16];
                     let number = _mm512_permutexvar_epi8(order, bytes);
                     _mm512_castsi512_ps(number)
                 };
@@ -116,7 +114,7 @@ mod tests {
             }
             let rounded = rounded(number);
             let difference = (f64::from(rounded) - f64::from(number)).abs();
-            assert!(difference <= f64::from(number.abs()) * 0.503 / 32_768.0, "{number:e}");
+            assert!(difference <= f64::from(number.abs()) / 65_536.0, "{number:e}");
             let bytes = rounded.to_le_bytes();
             assert_eq!(bytes[0], bytes[1], "{number:e}");
         }

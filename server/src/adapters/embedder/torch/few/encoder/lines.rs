@@ -1,4 +1,4 @@
-//! Memory for weights, in lines of the cache, so that no register is loaded from two, and in large pages
+//! Memory for weights, in lines of the cache, so that a register of 64 bytes is not loaded from two, and in large pages
 //! where there are some: a query reads all of it, and would else spend a quarter of its time on looking
 //! pages up.
 
@@ -13,8 +13,7 @@ use std::sync::Arc;
 pub struct Line([u32; 16]);
 
 impl Line {
-    /// Of 64 bytes.
-    pub fn from_bytes(bytes: &[u8]) -> Self {
+    pub fn from_bytes(bytes: &[u8; 64]) -> Self {
         let (units, _) = bytes.as_chunks::<4>();
         Self(std::array::from_fn(|unit| u32::from_le_bytes(units[unit])))
     }

@@ -11,7 +11,7 @@ use super::math::{LANES, store};
 
 /// Outputs of a panel: two registers.
 pub const WIDTH: usize = 2 * LANES;
-/// Rows at a time: with two registers each, and three besides, they fill the 32 there are.
+/// Rows at a time: with two registers each, and three or more besides, they fill the 32 there are.
 pub const ROWS: usize = 14;
 /// How far ahead weights are asked for, in lines: about the latency of the last cache.
 const NEAR: usize = 48;
@@ -41,7 +41,8 @@ impl Next {
     }
 
     /// Asks for so many lines soon to come of the panel that is computed, which is done up to `line`, its
-    /// `done`th, and for what belongs to them of the next one.
+    /// `done`th, and for what belongs to them of the next one. Nothing is read: both may lie beyond the
+    /// panels.
     #[inline]
     #[target_feature(enable = "sse")]
     pub fn ask<const LINES: usize>(self, line: *const Line, done: usize) {
