@@ -1,6 +1,6 @@
-//! Memory for weights, in lines of the cache, so that a register of 64 bytes is not loaded from two, and in large pages
-//! where there are some: a query reads all of it, and would else spend a quarter of its time on looking
-//! pages up.
+//! Memory for weights, in lines of the cache, so that a register of 64 bytes is not loaded from two, and
+//! in large pages where there are some: a query reads all of it, and would else spend a quarter of its
+//! time on looking pages up.
 
 use std::alloc::{Layout, alloc, dealloc, handle_alloc_error};
 use std::ops::{Deref, Range};
