@@ -287,6 +287,7 @@ services_missing() {
     postgres_there || echo postgresql
     have nginx || echo nginx
     have haproxy || echo haproxy
+    have promtool || echo prometheus
 }
 
 services() {

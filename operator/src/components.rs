@@ -47,10 +47,11 @@ pub enum Kind {
     Ingress,
     HttpRoute,
     ServiceMonitor,
+    PodMonitor,
 }
 
 impl Kind {
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 15] = [
         Self::ServiceAccount,
         Self::Role,
         Self::RoleBinding,
@@ -65,6 +66,7 @@ impl Kind {
         Self::Ingress,
         Self::HttpRoute,
         Self::ServiceMonitor,
+        Self::PodMonitor,
     ];
 
     /// Group, version, kind and plural.
@@ -90,6 +92,7 @@ impl Kind {
             Self::ServiceMonitor => {
                 ["monitoring.coreos.com", "v1", "ServiceMonitor", "servicemonitors"]
             }
+            Self::PodMonitor => ["monitoring.coreos.com", "v1", "PodMonitor", "podmonitors"],
         }
     }
 
@@ -105,7 +108,7 @@ impl Kind {
 
     /// Whether its CRD may be missing.
     pub fn is_optional(self) -> bool {
-        matches!(self, Self::HttpRoute | Self::ServiceMonitor)
+        matches!(self, Self::HttpRoute | Self::ServiceMonitor | Self::PodMonitor)
     }
 }
 

@@ -26,12 +26,13 @@ use tokio::sync::watch;
 use crate::apply::Applier;
 use crate::changes::{Change, Why, changes};
 use crate::clean_up;
+use crate::components::certificates;
 use crate::components::meta::MANAGER;
 use crate::components::{Desired, Observed, desired};
-use crate::crd::SearchDeployment;
+use crate::crd::{SearchDeployment, Synchronous};
 use crate::error::Error;
 use crate::handover::due;
-use crate::metrics::Metrics;
+use crate::metrics::{Metrics, Told};
 use crate::patroni::{Cluster, Patroni};
 use crate::report::Report;
 use crate::rollout::{Rollout, Step};
@@ -190,6 +191,7 @@ pub async fn run(
         })
         .await;
     context.metrics.is_leader.set(0);
+    context.metrics.tell_nothing();
 }
 
 async fn reconcile(object: Arc<SearchDeployment>, context: Arc<Context>) -> Result<Action, Error> {
@@ -233,6 +235,7 @@ async fn reconcile_once(object: &SearchDeployment, context: &Context) -> Result<
             return Ok(Action::requeue(CLEAN_UP_PERIOD));
         }
         context.report.forget(object);
+        tell(context, object, Told::default());
         return Ok(Action::await_change());
     }
     let deployment = match validate(object, &context.default_version) {
@@ -281,9 +284,21 @@ async fn reconcile_once(object: &SearchDeployment, context: &Context) -> Result<
     };
     let before = object.status.as_ref();
     let status = status::status(&deployment, &observed, cluster.as_ref(), &outcome, before, &now());
+    let told = Told {
+        available: status::available(&status),
+        synchronous: (deployment.spec.postgres.external.is_none())
+            .then(|| deployment.spec.postgres.synchronous != Synchronous::Off),
+        certificate_ends: certificates::ends(&deployment, &observed),
+    };
+    tell(context, object, told);
     context.report.status(object, status).await?;
     let wait = |conflict: Option<_>| if conflict.is_some() { LONGEST_BACKOFF } else { wait };
     made.map(|conflict| Action::requeue(wait(conflict)))
+}
+
+fn tell(context: &Context, object: &SearchDeployment, told: Told) {
+    let namespace = object.namespace().unwrap_or_default();
+    context.metrics.tell(&namespace, &object.name_any(), told);
 }
 
 /// Looks at the managed Postgres and takes the next step of its changes. What Patroni says, how the

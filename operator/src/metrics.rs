@@ -3,10 +3,12 @@
 use std::task::{Context, Poll};
 
 use prometheus::{
-    Encoder, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, Opts, Registry,
-    TextEncoder,
+    Encoder, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
+    Registry, TextEncoder,
 };
 use tower::{Layer, Service};
+
+const OF_EACH: [&str; 2] = ["namespace", "search_deployment"];
 
 #[derive(Clone)]
 pub struct Metrics {
@@ -25,6 +27,21 @@ pub struct Metrics {
     /// Reconciliations that wait for their turn, as far as they were counted.
     pub queue: IntGauge,
     pub under_way: IntGauge,
+    /// Of each SearchDeployment, by namespace and name.
+    available: IntGaugeVec,
+    synchronous: IntGaugeVec,
+    certificate_ends: IntGaugeVec,
+}
+
+/// What there is to tell of a SearchDeployment; nothing of what it does not have.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Told {
+    /// Whether searches are answered, once they were.
+    pub available: Option<bool>,
+    /// Whether its Postgres is to be synchronous.
+    pub synchronous: Option<bool>,
+    /// When the certificate that the operator made ends, in seconds since 1970.
+    pub certificate_ends: Option<i64>,
 }
 
 impl Metrics {
@@ -41,6 +58,9 @@ impl Metrics {
                 .expect("a histogram")
         };
         let gauge = |of: &str, help: &str| IntGauge::new(name(of), help).expect("a gauge");
+        let of_each = |of: &str, help: &str| {
+            IntGaugeVec::new(Opts::new(name(of), help), &OF_EACH).expect("a gauge")
+        };
         let metrics = Self {
             registry: Registry::new(),
             reconciles: IntCounter::new(name("reconciles_total"), "Reconciliations that ended.")
@@ -69,8 +89,17 @@ impl Metrics {
             is_leader: gauge("is_leader", "Whether this operator makes the changes."),
             queue: gauge("queue_depth", "SearchDeployments that wait to be reconciled."),
             under_way: gauge("reconciles_under_way", "Reconciliations under way."),
+            available: of_each("available", "Whether searches are answered, once they were."),
+            synchronous: of_each(
+                "postgres_synchronous",
+                "Whether the spec asks for a synchronous replica of Postgres.",
+            ),
+            certificate_ends: of_each(
+                "certificate_expiry_timestamp_seconds",
+                "When the certificate of Postgres ends.",
+            ),
         };
-        let all: [Box<dyn prometheus::core::Collector>; 9] = [
+        let all: [Box<dyn prometheus::core::Collector>; 12] = [
             Box::new(metrics.reconciles.clone()),
             Box::new(metrics.failures.clone()),
             Box::new(metrics.duration.clone()),
@@ -80,11 +109,37 @@ impl Metrics {
             Box::new(metrics.is_leader.clone()),
             Box::new(metrics.queue.clone()),
             Box::new(metrics.under_way.clone()),
+            Box::new(metrics.available.clone()),
+            Box::new(metrics.synchronous.clone()),
+            Box::new(metrics.certificate_ends.clone()),
         ];
         for collector in all {
             metrics.registry.register(collector).expect("each name once");
         }
         metrics
+    }
+
+    /// Of a SearchDeployment; what is not told goes.
+    pub fn tell(&self, namespace: &str, name: &str, told: Told) {
+        let labels = [namespace, name];
+        for (gauge, value) in [
+            (&self.available, told.available.map(i64::from)),
+            (&self.synchronous, told.synchronous.map(i64::from)),
+            (&self.certificate_ends, told.certificate_ends),
+        ] {
+            match value {
+                Some(value) => gauge.with_label_values(&labels).set(value),
+                // An error says that it was not there.
+                None => drop(gauge.remove_label_values(&labels)),
+            }
+        }
+    }
+
+    /// Nothing is told any more: another operator does.
+    pub fn tell_nothing(&self) {
+        for gauge in [&self.available, &self.synchronous, &self.certificate_ends] {
+            gauge.reset();
+        }
     }
 
     /// In Prometheus's text format.
@@ -159,5 +214,27 @@ fn verb<B>(request: &http::Request<B>) -> &'static str {
         http::Method::PUT => "update",
         http::Method::DELETE => "delete",
         _ => "other",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_deployment_does_not_have_is_not_told_and_goes_with_it() {
+        let metrics = Metrics::new();
+        let told = Told { available: Some(false), synchronous: Some(true), certificate_ends: None };
+        metrics.tell("apps", "shop", told);
+        let text = metrics.text();
+        let of = r#"{namespace="apps",search_deployment="shop"}"#;
+        assert!(text.contains(&format!("sextant_operator_available{of} 0")), "{text}");
+        assert!(text.contains(&format!("sextant_operator_postgres_synchronous{of} 1")), "{text}");
+        assert!(!text.contains("certificate_expiry_timestamp_seconds{"), "{text}");
+        metrics.tell("apps", "shop", Told::default());
+        assert!(!metrics.text().contains("shop"));
+        metrics.tell("apps", "shop", told);
+        metrics.tell_nothing();
+        assert!(!metrics.text().contains("shop"));
     }
 }

@@ -146,6 +146,18 @@ impl Parts {
     }
 }
 
+/// Whether searches are answered; nothing before they were for the first time, and while they are not
+/// wanted.
+pub fn available(status: &SearchDeploymentStatus) -> Option<bool> {
+    let is = |type_: &str| status.conditions.iter().find(|condition| condition.type_ == type_);
+    let ready = is("Ready").filter(|ready| ready.reason != "Hibernated")?;
+    let was_ready = is("Degraded").is_some_and(|degraded| degraded.reason != "Starting");
+    match ready.status.as_str() {
+        "True" => Some(true),
+        _ => was_ready.then_some(false),
+    }
+}
+
 /// The status of a spec that can be built.
 pub fn status(
     deployment: &Deployment,
@@ -489,6 +501,8 @@ mod tests {
             let condition = next.conditions.iter().find(|condition| condition.type_ == "Degraded");
             assert_eq!(condition.unwrap().status, degraded, "{api} of 2");
             assert_eq!(next.health, Some(health), "{api} of 2");
+            let was_never_ready = before.is_none() && api == 0;
+            assert_eq!(available(&next), (!was_never_ready).then_some(api > 0), "{api} of 2");
             before = Some(next);
         }
     }

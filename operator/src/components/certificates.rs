@@ -6,6 +6,7 @@ use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::Secret;
 use k8s_openapi::jiff::ToSpan;
 use k8s_openapi::jiff::civil::Date;
+use k8s_openapi::jiff::tz::TimeZone;
 use rand::Rng;
 use rcgen::{
     BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
@@ -74,6 +75,16 @@ pub fn hash(deployment: &Deployment, observed: &Observed) -> String {
         Some(given) => observed.secret_hash([given.as_str()]),
         None => text(&observed.secret_data(&secret(deployment)), SERIAL).to_owned(),
     }
+}
+
+/// When the certificate that the operator made ends, in seconds since 1970.
+pub fn ends(deployment: &Deployment, observed: &Observed) -> Option<i64> {
+    let postgres = &deployment.spec.postgres;
+    if postgres.external.is_some() || postgres.tls_secret.is_some() {
+        return None;
+    }
+    let day: Date = text(&observed.secret_data(&secret(deployment)), EXPIRES).parse().ok()?;
+    Some(day.to_zoned(TimeZone::UTC).ok()?.timestamp().as_second())
 }
 
 type Data = BTreeMap<String, ByteString>;

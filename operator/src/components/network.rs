@@ -51,6 +51,9 @@ pub fn edges(deployment: &Deployment) -> Vec<Edge> {
         edge(Peer::Component(Postgres), Postgres, postgres::PORT);
         edge(Peer::Component(Postgres), Postgres, postgres::PATRONI_PORT);
         edge(Peer::Operator, Postgres, postgres::PATRONI_PORT);
+        if spec.monitoring.enabled() {
+            edge(Peer::Scrapers, Postgres, postgres::PATRONI_PORT);
+        }
     }
     match spec.milvus.mode {
         MilvusMode::External => {}

@@ -18,11 +18,12 @@ use crate::support::{Operator, TestCluster, repository};
 const KUBE_VERSION: &str = "1.36.3";
 
 /// What the chart can be told.
-const VALUES: [&str; 5] = [
+const VALUES: [&str; 6] = [
     "replicas=1",
     "sample.enabled=true,sample.spec.api.replicas=1",
     "watchNamespace=apps,replicas=2",
     "rbac.create=false,serviceAccount.create=false,networkPolicy.enabled=false,crds.enabled=false",
+    "monitoring.enabled=true,monitoring.rules.enabled=true",
     "crds.keep=false,priorityClassName=high,podLabels.team=search,imagePullSecrets[0].name=registry",
 ];
 
@@ -35,6 +36,13 @@ async fn run(program: &str, arguments: &[&str]) -> String {
     let (out, told) = (text(&output.stdout), text(&output.stderr));
     assert!(output.status.success(), "{program} {arguments:?}: {out}{told}");
     out
+}
+
+async fn promtool(arguments: &[&str]) {
+    let output = Command::new("promtool").args(arguments).output().await;
+    let output = output.expect("promtool is installed: deploy/setup/setup.sh services");
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    assert!(output.status.success(), "{}{}", text(&output.stdout), text(&output.stderr));
 }
 
 fn chart() -> String {
@@ -60,6 +68,44 @@ async fn the_chart_passes_lint_and_names_only_values_that_it_has() {
 }
 
 #[tokio::test]
+async fn the_rules_of_prometheus_say_what_their_tests_expect() {
+    let rules = repository("charts/sextant/files/alerts.yaml").display().to_string();
+    promtool(&["check", "rules", &rules]).await;
+    let tests = yaml_files(&repository("tests/monitoring"));
+    let tests: Vec<_> = tests.iter().map(|file| file.to_str().unwrap()).collect();
+    promtool(&[&["test", "rules"], &tests[..]].concat()).await;
+}
+
+#[tokio::test]
+async fn each_alert_has_a_test_and_a_runbook() {
+    let read = |path: &Path| std::fs::read_to_string(path).unwrap();
+    let tests: String =
+        yaml_files(&repository("tests/monitoring")).iter().map(|file| read(file)).collect();
+    let runbook = read(&repository("docs/runbooks/alerts.md"));
+    let headings: Vec<String> = runbook
+        .lines()
+        .filter_map(|line| line.strip_prefix("## "))
+        .map(|heading| heading.to_lowercase().replace(' ', "-"))
+        .collect();
+    let rendered = rendered("monitoring.rules.enabled=true").await;
+    let alerts: Vec<&str> = rendered.split("- alert: ").skip(1).collect();
+    assert!(alerts.len() > 20, "{} alerts", alerts.len());
+    for alert in alerts {
+        let name = alert.lines().next().unwrap();
+        let value = |field: &str| {
+            let of_line = |line: &str| line.trim().strip_prefix(field).map(str::to_owned);
+            alert.lines().find_map(of_line).unwrap_or_else(|| panic!("{name} has no {field}"))
+        };
+        assert!(tests.contains(&format!("alertname=\"{name}\"")), "{name} has no test");
+        assert!(runbook.contains(&format!("`{name}`")), "{name} is not in its runbook");
+        let heading = value("runbook: docs/runbooks/alerts.md#");
+        assert!(headings.contains(&heading), "{name}: there is no {heading}");
+        let severity = value("severity: ");
+        assert!(["page", "ticket"].contains(&&*severity), "{name}: {severity}");
+    }
+}
+
+#[tokio::test]
 async fn the_chart_and_the_manifests_fit_the_schemas_of_the_api_server() {
     let cluster = TestCluster::start().await;
     let folder = tempfile::tempdir().unwrap();
@@ -77,7 +123,10 @@ async fn the_chart_and_the_manifests_fit_the_schemas_of_the_api_server() {
         format!("{}/{{{{.ResourceKind}}}}{{{{.KindSuffix}}}}.json", folder.path().display());
     let mut arguments = vec!["-strict", "-summary", "-schema-location", &location];
     // Of other projects: the API server does not know them.
-    arguments.extend(["-skip", "HTTPRoute,ServiceMonitor,CustomResourceDefinition"]);
+    arguments.extend([
+        "-skip",
+        "HTTPRoute,ServiceMonitor,PodMonitor,PrometheusRule,CustomResourceDefinition",
+    ]);
     arguments.extend(files.iter().map(|file| file.to_str().unwrap()));
     let told = run("kubeconform", &arguments).await;
     assert!(told.contains("Invalid: 0, Errors: 0"), "{told}");
