@@ -4,6 +4,8 @@
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use prometheus::IntGauge;
+
 #[derive(Clone, Copy, Debug)]
 pub struct BreakerOptions {
     /// Failures in a row that open it.
@@ -18,6 +20,8 @@ pub struct BreakerOptions {
 pub struct Breaker {
     options: BreakerOptions,
     state: Mutex<State>,
+    /// 1 unless it is closed.
+    is_open: IntGauge,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -28,8 +32,9 @@ enum State {
 }
 
 impl Breaker {
-    pub fn new(options: BreakerOptions) -> Self {
-        Self { options, state: Mutex::new(State::Closed { failures: 0 }) }
+    pub fn new(options: BreakerOptions, is_open: IntGauge) -> Self {
+        is_open.set(0);
+        Self { options, state: Mutex::new(State::Closed { failures: 0 }), is_open }
     }
 
     /// Whether a call may be made now. Its outcome is to be told with [`Breaker::succeeded`] or
@@ -56,7 +61,9 @@ impl Breaker {
     }
 
     pub fn succeeded(&self) {
-        *self.lock() = State::Closed { failures: 0 };
+        let mut state = self.lock();
+        *state = State::Closed { failures: 0 };
+        self.is_open.set(0);
     }
 
     /// `jitter`: a random number from 0 to 1, so that servers do not all try at the same time.
@@ -71,6 +78,7 @@ impl Breaker {
             open @ State::Open { .. } => open,
             State::Closed { .. } | State::HalfOpen { .. } => State::Open { until: now + pause },
         };
+        self.is_open.set(i64::from(!matches!(*state, State::Closed { .. })));
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -85,7 +93,8 @@ mod tests {
     const SECOND: Duration = Duration::from_secs(1);
 
     fn breaker() -> Breaker {
-        Breaker::new(BreakerOptions { failures: 3, pause: SECOND, trial: 5 * SECOND })
+        let is_open = IntGauge::new("open", "of a test").unwrap();
+        Breaker::new(BreakerOptions { failures: 3, pause: SECOND, trial: 5 * SECOND }, is_open)
     }
 
     fn opened(now: Instant) -> Breaker {
@@ -128,6 +137,19 @@ mod tests {
         breaker.admit(now + SECOND).unwrap();
         breaker.failed(now + SECOND, 1.0);
         assert_eq!(breaker.admit(now + SECOND), Err(SECOND * 3 / 2));
+    }
+
+    #[test]
+    fn its_gauge_tells_whether_it_is_open() {
+        let now = Instant::now();
+        let breaker = opened(now);
+        assert_eq!(breaker.is_open.get(), 1);
+        breaker.admit(now + SECOND).unwrap();
+        assert_eq!(breaker.is_open.get(), 1, "a trial is no success");
+        breaker.succeeded();
+        assert_eq!(breaker.is_open.get(), 0);
+        breaker.failed(now, 0.0);
+        assert_eq!(breaker.is_open.get(), 0, "one failure does not open it");
     }
 
     #[test]

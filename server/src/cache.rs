@@ -12,7 +12,9 @@ use std::time::{Duration, Instant};
 
 use moka::Expiry;
 use moka::future::Cache;
+use moka::notification::RemovalCause;
 use moka::policy::EvictionPolicy;
+use prometheus::IntCounter;
 use rand::Rng;
 
 /// Share of the time to live by which an entry's own may differ, so that entries made together
@@ -125,7 +127,8 @@ where
     K: Clone + Eq + Hash + Send + Sync + 'static,
     V: Cacheable,
 {
-    pub fn new(limits: CacheLimits) -> (Self, Ttl) {
+    /// `evictions` counts what is given up since there is no room for it.
+    pub fn new(limits: CacheLimits, evictions: IntCounter) -> (Self, Ttl) {
         let entries = Cache::builder()
             .max_capacity(limits.max_bytes)
             .weigher(|_, entry: &Entry<V>| {
@@ -133,6 +136,11 @@ where
                 u32::try_from(bytes).unwrap_or(u32::MAX)
             })
             .eviction_policy(EvictionPolicy::lru())
+            .eviction_listener(move |_, _, cause| {
+                if cause == RemovalCause::Size {
+                    evictions.inc();
+                }
+            })
             .expire_after(OwnTtl)
             .support_invalidation_closures()
             .build();

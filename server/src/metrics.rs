@@ -85,6 +85,9 @@ metrics! {
     /// Entries held by a cache tier.
     cache_entries: IntGaugeVec = |help| IntGaugeVec::new(
         Opts::new("sextant_cache_entries", help), &["tier"]);
+    /// Entries that a cache tier gave up since it was full.
+    cache_evictions: IntCounterVec = |help| IntCounterVec::new(
+        Opts::new("sextant_cache_evictions_total", help), &["tier"]);
     /// Cache invalidations by scope (all, collection, query, write).
     cache_invalidations: IntCounterVec = |help| IntCounterVec::new(
         Opts::new("sextant_cache_invalidations_total", help), &["scope"]);
@@ -135,6 +138,10 @@ metrics! {
     /// Query counts that were dropped because too many distinct queries waited to be stored.
     popularity_dropped: Counter = |help| Counter::new(
         "sextant_popularity_dropped_total", help);
+    /// 1 while a server is left alone since it failed several times in a row, by part (index, cache)
+    /// and place in the list of its servers.
+    breaker_open: IntGaugeVec = |help| IntGaugeVec::new(
+        Opts::new("sextant_breaker_open", help), &["part", "server"]);
     /// Calls to Milvus by result (ok, failed, unavailable, refused while it is left alone).
     milvus_requests: IntCounterVec = |help| IntCounterVec::new(
         Opts::new("sextant_milvus_requests_total", help), &["result"]);

@@ -183,8 +183,9 @@ impl Search {
         results_limits: CacheLimits,
         embeddings: CacheLimits,
     ) -> Self {
-        let (results, results_ttl) = MemoryCache::new(results_limits);
-        let (embeddings, embeddings_ttl) = MemoryCache::new(embeddings);
+        let evictions = |tier| metrics.cache_evictions.with_label_values(&[tier]);
+        let (results, results_ttl) = MemoryCache::new(results_limits, evictions("results"));
+        let (embeddings, embeddings_ttl) = MemoryCache::new(embeddings, evictions("embeddings"));
         Self {
             catalog,
             embedders: embedders.into(),

@@ -71,12 +71,13 @@ impl Search {
         }
         let limits = self.results_limits;
         let part = limits.max_bytes / STALE_PART;
-        let (results, results_ttl) =
-            MemoryCache::new(CacheLimits { max_bytes: limits.max_bytes - part, ..limits });
+        let evictions = |tier| self.metrics.cache_evictions.with_label_values(&[tier]);
+        let results_limits = CacheLimits { max_bytes: limits.max_bytes - part, ..limits };
+        let (results, results_ttl) = MemoryCache::new(results_limits, evictions("results"));
         (self.results, self.results_ttl) = (results, results_ttl);
         // An answer without hits is no use: it cannot be told from a part that is missing.
         let stale = CacheLimits { max_bytes: part, ttl: max_age, empty_ttl: Duration::ZERO };
-        let (answers, ttl) = MemoryCache::new(stale);
+        let (answers, ttl) = MemoryCache::new(stale, evictions("stale"));
         self.stale = Some(Stale { answers, ttl, max_age });
         self
     }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use prometheus::IntCounter;
 use sextant_server::cache::{CacheLimits, CacheStatus, Cacheable, MemoryCache, Ttl};
 use tokio::sync::Notify;
 
@@ -27,7 +28,10 @@ fn text(text: &str) -> Text {
 }
 
 fn cache(max_bytes: u64, ttl: Duration, empty_ttl: Duration) -> (Arc<MemoryCache<u32, Text>>, Ttl) {
-    let (cache, ttl) = MemoryCache::new(CacheLimits { max_bytes, ttl, empty_ttl });
+    let (cache, ttl) = MemoryCache::new(
+        CacheLimits { max_bytes, ttl, empty_ttl },
+        IntCounter::new("evictions", "of a test").unwrap(),
+    );
     (Arc::new(cache), ttl)
 }
 

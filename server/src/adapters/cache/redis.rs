@@ -159,11 +159,10 @@ impl RedisCache {
             results: Ttl::new(options.results.ttl, options.results.empty_ttl),
             embeddings: Ttl::new(options.embeddings.ttl, options.embeddings.empty_ttl),
             max_stale: options.max_stale,
-            breaker: Breaker::new(BreakerOptions {
-                failures: FAILURES,
-                pause: PROBE_PAUSE,
-                trial: PROBE_PAUSE,
-            }),
+            breaker: Breaker::new(
+                BreakerOptions { failures: FAILURES, pause: PROBE_PAUSE, trial: PROBE_PAUSE },
+                metrics.breaker_open.with_label_values(&["cache", "0"]),
+            ),
             writer,
             subscribed: AtomicBool::new(false),
             events: broadcast::channel(MAX_WAITING_EVENTS).0,

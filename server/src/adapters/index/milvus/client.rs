@@ -113,10 +113,13 @@ struct Server<C> {
 impl<C: Client> Servers<C> {
     pub fn new(options: &MilvusOptions, metrics: Arc<Metrics>) -> Self {
         let breaker = BreakerOptions { failures: FAILURES, pause: PAUSE, trial: options.timeout };
-        let servers = options.endpoints.iter().map(|endpoint| Server {
+        let servers = options.endpoints.iter().enumerate().map(|(number, endpoint)| Server {
             endpoint: endpoint.clone(),
             client: OnceCell::new(),
-            breaker: Breaker::new(breaker),
+            breaker: Breaker::new(
+                breaker,
+                metrics.breaker_open.with_label_values(&["index", &number.to_string()]),
+            ),
         });
         Self {
             all: servers.collect(),
