@@ -48,7 +48,9 @@ CARGO_ARGS := --release --locked --workspace
 # cargo uses all cores by itself, and the targets build on each other.
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
-.PHONY: help setup build run run-full images cluster-up cluster-down e2e test fmt fmt-check lint deny openapi crds generated bench bench-embed clean
+DASHBOARDS := charts/sextant/files/dashboards
+
+.PHONY: help setup build run run-full images cluster-up cluster-down e2e test fmt fmt-check lint deny openapi crds dashboards generated bench bench-embed clean
 
 help: ## List the targets
 	@echo 'usage: make TARGET [PORT=8080] [DATA_DIR=.data] [DEVICE=auto]'
@@ -113,7 +115,12 @@ openapi: build ## Write docs/openapi.json
 crds: build ## Write crds/, also into the chart
 	@for file in $(CRDS); do $(OPERATOR) crd > $$file.part && mv $$file.part $$file || exit; done
 
-generated: build ## Are docs/openapi.json and crds/ what the programs say?
+dashboards: ## Write the dashboards for Grafana into the chart
+	@cargo run --quiet $(CARGO_ARGS) --bin dashboards -- $(DASHBOARDS)
+
+generated: build ## Are docs/openapi.json, crds/ and the dashboards what the programs say?
+	@folder=$$(mktemp -d) && trap 'rm -rf "$$folder"' EXIT && cargo run --quiet $(CARGO_ARGS) --bin dashboards -- "$$folder" && \
+		diff -ru $(DASHBOARDS) "$$folder" || { echo 'the dashboards are not up to date: make dashboards' >&2; exit 1; }
 	@$(SERVER) openapi | diff -u docs/openapi.json - || { echo 'docs/openapi.json is not up to date: make openapi' >&2; exit 1; }
 	@for file in $(CRDS); do $(OPERATOR) crd | diff -u $$file - || { echo "$$file is not up to date: make crds" >&2; exit 1; }; done
 

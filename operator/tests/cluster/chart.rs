@@ -23,7 +23,7 @@ const VALUES: [&str; 6] = [
     "sample.enabled=true,sample.spec.api.replicas=1",
     "watchNamespace=apps,replicas=2",
     "rbac.create=false,serviceAccount.create=false,networkPolicy.enabled=false,crds.enabled=false",
-    "monitoring.enabled=true,monitoring.rules.enabled=true",
+    "monitoring.enabled=true,monitoring.rules.enabled=true,monitoring.dashboards.enabled=true",
     "crds.keep=false,priorityClassName=high,podLabels.team=search,imagePullSecrets[0].name=registry",
 ];
 
