@@ -137,6 +137,9 @@ pub struct SearchDeploymentSpec {
     /// installed.
     #[serde(default, skip_serializing_if = "is_default")]
     pub monitoring: Monitoring,
+    /// Where the servers send traces. Default: nowhere.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub traces: Option<Traces>,
     /// Whether only the connections that the components need are allowed between them.
     #[serde(default, skip_serializing_if = "is_default")]
     pub network_policy: NetworkPolicies,
@@ -258,6 +261,26 @@ impl Monitoring {
 
     pub fn interval(&self) -> &str {
         self.interval.as_deref().unwrap_or("30s")
+    }
+}
+
+#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Traces {
+    /// Base URL of a collector that understands OTLP over HTTP, as in
+    /// http://otel-collector.monitoring:4318.
+    #[schemars(regex(pattern = "^https?://[^/]"))]
+    pub endpoint: String,
+    /// Percent of the traces that begin at a server that are recorded. Those whose caller records them
+    /// are recorded in any case. Default: 1.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0, max = 100))]
+    pub percent: Option<i32>,
+}
+
+impl Traces {
+    pub fn ratio(&self) -> f64 {
+        f64::from(self.percent.unwrap_or(1)) / 100.0
     }
 }
 

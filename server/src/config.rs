@@ -40,6 +40,7 @@ pub struct Config {
     pub cache: CacheConfig,
     pub redis: RedisConfig,
     pub log: LogConfig,
+    pub traces: TracesConfig,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -58,6 +59,8 @@ pub struct ServerConfig {
     pub import_timeout_ms: u64,
     pub max_query_chars: usize,
     pub max_embedding_inputs: usize,
+    /// 0 for none.
+    pub slow_request_ms: u64,
 }
 
 impl Default for ServerConfig {
@@ -76,6 +79,7 @@ impl Default for ServerConfig {
             import_timeout_ms: 120_000,
             max_query_chars: 4_096,
             max_embedding_inputs: 256,
+            slow_request_ms: 1_000,
         }
     }
 }
@@ -413,6 +417,21 @@ impl Default for LogConfig {
     }
 }
 
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct TracesConfig {
+    /// Empty for none.
+    pub endpoint: String,
+    /// Of the traces that begin here, 0 to 1.
+    pub ratio: f64,
+}
+
+impl Default for TracesConfig {
+    fn default() -> Self {
+        Self { endpoint: String::new(), ratio: 0.01 }
+    }
+}
+
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     #[error("cannot read {path}: {source}")]
@@ -504,6 +523,16 @@ impl Config {
         positive("milvus.connect_timeout_ms", self.milvus.connect_timeout_ms);
         positive("redis.timeout_ms", self.redis.timeout_ms);
         faults.extend(self.missing());
+        if !(0.0..=1.0).contains(&self.traces.ratio) {
+            faults.push(FieldError::new("traces.ratio", "must be from 0 to 1"));
+        }
+        let endpoint = &self.traces.endpoint;
+        if !endpoint.is_empty()
+            && !["http://", "https://"].iter().any(|scheme| endpoint.starts_with(scheme))
+        {
+            let message = "must be a URL that begins with http:// or https://";
+            faults.push(FieldError::new("traces.endpoint", message));
+        }
         if self.auth.keys_file.is_none() && !self.server.listen.ip().is_loopback() {
             let message = format!(
                 "is {}, which other machines reach, but there are no API keys. Make one with \
@@ -672,6 +701,20 @@ mod tests {
         for part in ["`embedder.precision`", "fp16", "fp32", "bf16", "int8"] {
             assert!(message.contains(part), "{message}");
         }
+    }
+
+    #[test]
+    fn a_collector_of_traces_is_a_url_and_a_ratio_is_a_share() {
+        let fault = |name: &str, value: &str| load("", &[(name, value)]).unwrap_err();
+        let message = fault("SEXTANT_TRACES__ENDPOINT", "collector:4317");
+        assert!(message.contains("`traces.endpoint`"), "{message}");
+        for wrong in ["-0.1", "1.5", "10"] {
+            let message = fault("SEXTANT_TRACES__RATIO", wrong);
+            assert!(message.contains("`traces.ratio`"), "{message}");
+        }
+        let environment =
+            [("SEXTANT_TRACES__ENDPOINT", "http://collector:4318"), ("SEXTANT_TRACES__RATIO", "1")];
+        assert!((load("", &environment).unwrap().traces.ratio - 1.0).abs() < f64::EPSILON);
     }
 
     #[test]

@@ -1,10 +1,17 @@
 //! Every metric of the server, registered once. Base units, `_total` for counters, labels from
 //! fixed sets or names that the server admitted; never the text of a query.
 
+mod exemplars;
+pub mod openmetrics;
+
 use prometheus::{
     Counter, CounterVec, Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter,
     IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
 };
+
+use exemplars::Exemplars;
+
+const HTTP_DURATION: &str = "http_server_request_duration_seconds";
 
 /// From a cache hit to a slow import, in seconds.
 const DURATION_BUCKETS: &[f64] = &[
@@ -20,6 +27,8 @@ macro_rules! metrics {
         /// Handles to the metrics; cheap to clone parts of.
         pub struct Metrics {
             registry: Registry,
+            /// Of `http_duration`.
+            pub exemplars: Exemplars,
             $($(#[doc = $doc])+ pub $field: $kind,)*
         }
 
@@ -40,7 +49,7 @@ macro_rules! metrics {
                         prometheus::process_collector::ProcessCollector::for_self(),
                     ))
                     .expect("unique process metrics");
-                Self { registry, $($field,)* }
+                Self { registry, exemplars: Exemplars::new(DURATION_BUCKETS), $($field,)* }
             }
         }
     };
@@ -49,7 +58,7 @@ macro_rules! metrics {
 metrics! {
     /// Time from the head of a request to the head of its answer.
     http_duration: HistogramVec = |help| HistogramVec::new(
-        HistogramOpts::new("http_server_request_duration_seconds", help)
+        HistogramOpts::new(HTTP_DURATION, help)
             .buckets(DURATION_BUCKETS.to_vec()),
         &["method", "route", "status"]);
     /// Requests being answered now.
@@ -162,6 +171,9 @@ metrics! {
     /// How often a Postgres node was given up because a statement found it gone.
     postgres_lost: IntCounterVec = |help| IntCounterVec::new(
         Opts::new("sextant_postgres_lost_total", help), &["node"]);
+    /// Spans of traces by result (sent, failed), when there is a collector of traces.
+    spans: IntCounterVec = |help| IntCounterVec::new(
+        Opts::new("sextant_spans_total", help), &["result"]);
     /// Always 1; the labels tell version, model and device.
     build_info: GaugeVec = |help| GaugeVec::new(
         Opts::new("sextant_build_info", help), &["version", "model", "model_hash", "device"]);
@@ -177,6 +189,11 @@ impl Metrics {
     /// The Prometheus text format, version 0.0.4.
     pub fn encode(&self) -> Result<String, prometheus::Error> {
         prometheus::TextEncoder::new().encode_to_string(&self.registry.gather())
+    }
+
+    /// The text format of OpenMetrics, with exemplars.
+    pub fn encode_open(&self) -> String {
+        openmetrics::encode(&self.registry.gather(), HTTP_DURATION, &self.exemplars)
     }
 }
 

@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use opentelemetry::trace::SpanKind;
 
 use crate::cache::shared::{SharedCache, Told};
 use crate::cache::{CacheLimits, CacheStatus, CacheTier, Cacheable, MemoryCache, Ttl};
@@ -18,6 +19,7 @@ use crate::domain::{EmbeddingVersion, Filter, Mode};
 use crate::embedders::Embedders;
 use crate::metrics::Metrics;
 use crate::ports::{Class, EmbedError, Embedding, Facets, IndexError, StoreError, Urgency};
+use crate::spans::Span;
 
 pub use crate::cache::shared::Invalidation;
 pub use answer::{Explanation, Hit, IndexInfo, Ranked, RetrieverScore, SearchExplanation};
@@ -341,7 +343,8 @@ impl Search {
         let model = &searched.embedding;
         let embedding = if query.mode.uses_vectors() {
             let clock = Instant::now();
-            let embedding = self.embed(model, query, told).await?;
+            let span = Span::child("embed", SpanKind::Internal);
+            let embedding = span.run(self.embed(model, query, told)).await?;
             timings.embed = Some(clock.elapsed());
             Some(embedding)
         } else {
@@ -374,7 +377,8 @@ impl Search {
         let facets = self.facets(searched, query);
         // All to their end: one of them may be the call that tries an index which was left alone.
         // Given up as soon as another is refused, it would never find that the index is back.
-        let (dense, lexical, facets) = tokio::join!(dense, lexical, facets);
+        let all = async { tokio::join!(dense, lexical, facets) };
+        let (dense, lexical, facets) = Span::child("index", SpanKind::Internal).run(all).await;
         let (dense, lexical, facets) = (dense?, lexical?, facets?);
         let ranked = match query.mode {
             Mode::Dense => dense.clone(),
@@ -386,7 +390,8 @@ impl Search {
 
         let clock = Instant::now();
         let keys: Vec<_> = page.hits.iter().map(|hit| hit.key).collect();
-        let documents = self.catalog.store.fetch(collection.id, &keys).await?;
+        let span = Span::child("documents", SpanKind::Internal);
+        let documents = span.run(self.catalog.store.fetch(collection.id, &keys)).await?;
         let ranked = Ranked {
             collection,
             generation,

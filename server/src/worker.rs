@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use opentelemetry::trace::SpanKind;
 use rand::Rng;
 use tokio::time::timeout;
 use tracing::{info, warn};
@@ -21,6 +22,7 @@ use crate::metrics::Metrics;
 use crate::ports::{
     Claimed, ClaimedRow, EmbedError, Failure, IndexError, IndexedCollection, Outbox, StoreError,
 };
+use crate::spans::Span;
 
 /// Shares of a lease that embedding and the whole batch may take.
 const EMBED_SHARE: f64 = 0.4;
@@ -88,7 +90,13 @@ impl Worker {
         };
         let collection = claimed.collection.id;
         let keys: Vec<Key> = claimed.rows.iter().map(|row| row.key).collect();
-        let worked = timeout(lease.mul_f64(WORK_SHARE), self.work(claimed)).await;
+        let span = Span::root("index documents".to_owned(), SpanKind::Consumer, None);
+        span.set("sextant.documents", keys.len() as i64);
+        let worked = span.run(timeout(lease.mul_f64(WORK_SHARE), self.work(claimed))).await;
+        if !matches!(worked, Ok(Ok(()))) {
+            span.failed("given_back");
+        }
+        drop(span);
         let error = match worked {
             Ok(Ok(())) => {
                 self.batch.store((batch * 2).min(self.options.batch), Ordering::Relaxed);

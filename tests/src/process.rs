@@ -90,7 +90,8 @@ pub fn cli(arguments: impl IntoIterator<Item = impl AsRef<OsStr>>) -> Command {
 fn clean(command: &mut Command) {
     for (name, _) in std::env::vars_os() {
         let lower = name.to_string_lossy().to_lowercase();
-        if lower.starts_with("sextant_") || lower.ends_with("_proxy") {
+        let ours = ["sextant_", "otel_"].iter().any(|prefix| lower.starts_with(prefix));
+        if ours || lower.ends_with("_proxy") {
             command.env_remove(&name);
         }
     }

@@ -123,6 +123,9 @@ impl Servers<'_> {
             "auth": {"keys_file": format!("{KEYS}/keys.yaml"), "public_metrics": true},
             "log": {"format": "json"},
         });
+        if let Some(traces) = &deployment.spec.traces {
+            config["traces"] = json!({"endpoint": traces.endpoint, "ratio": traces.ratio()});
+        }
         merge(&mut config, &self.config);
         for Connection { section, config: own, secret, .. } in &self.connections {
             config[*section] = own.clone();
@@ -198,7 +201,8 @@ impl Servers<'_> {
                 add(&format!("{section}-ca"), authority, AUTHORITY, AUTHORITY);
             }
         }
-        let env = self.connections.iter().flat_map(|connection| connection.env.clone()).collect();
+        let connections = self.connections.iter().flat_map(|connection| connection.env.clone());
+        let env = connections.chain(self.trace_attributes(deployment)).collect();
         let container = Container {
             args: Some(vec!["serve".to_owned(), "--config".to_owned(), CONFIG.to_owned()]),
             ports: Some(vec![pod::port("http", PORT)]),
@@ -225,6 +229,18 @@ impl Servers<'_> {
             ),
             ..self.pod.clone()
         }
+    }
+
+    /// What tells the servers' spans from those of other deployments. The pod is in them already.
+    fn trace_attributes(&self, deployment: &Deployment) -> Option<EnvVar> {
+        deployment.spec.traces.as_ref()?;
+        let of = [
+            ("k8s.namespace.name", deployment.namespace.as_str()),
+            ("sextant.search_deployment", deployment.name.as_str()),
+            ("sextant.component", self.component.as_str()),
+        ];
+        let of = of.map(|(name, value)| format!("{name}={value}")).join(",");
+        Some(pod::env("OTEL_RESOURCE_ATTRIBUTES", of))
     }
 
     pub fn autoscaler(&self, deployment: &Deployment) -> Option<HorizontalPodAutoscaler> {

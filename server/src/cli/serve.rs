@@ -7,7 +7,6 @@ mod seed;
 pub mod stores;
 
 use std::fs::File;
-use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -19,7 +18,6 @@ use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tracing::{error, info, warn};
-use tracing_subscriber::EnvFilter;
 
 use self::stores::Stores;
 use super::Failure;
@@ -27,15 +25,17 @@ use crate::adapters::cache::redis::RedisCache;
 use crate::auth::Keys;
 use crate::cache::shared::SharedCache;
 use crate::catalog::Catalog;
-use crate::config::{Config, DocumentsKind, EmbedderKind, IndexKind, LogConfig, LogFormat};
+use crate::config::{Config, DocumentsKind, EmbedderKind, IndexKind};
 use crate::embedders::Embedders;
 use crate::http::{self, AppState, Services, Shared};
 use crate::ingest::Ingest;
 use crate::listen::{self, Bounds};
+use crate::log;
 use crate::metrics::Metrics;
 use crate::popularity::Popularity;
 use crate::ports::{DocumentStore, SearchIndex};
 use crate::search::Search;
+use crate::spans;
 use crate::worker::{self, Worker, WorkerOptions};
 
 /// Longest wait of a starting server for indexes that are not available. Then it answers what it can.
@@ -57,7 +57,7 @@ pub async fn serve(options: ServeOptions) -> Result<ExitCode, Failure> {
     let config = Config::load(options.config.as_deref(), std::env::vars())?;
     let seeds =
         options.seed.iter().map(|seed| seed::parse_seed(seed)).collect::<Result<Vec<_>, _>>()?;
-    start_logging(&config.log)?;
+    log::start(&config.log).map_err(|error| format!("invalid `log.level`: {error}"))?;
     let keys = Keys::open(&config.auth)?;
     let _lock = lock_data_dir(&config.server.data_dir)?;
     let listener = TcpListener::bind(config.server.listen)
@@ -66,6 +66,8 @@ pub async fn serve(options: ServeOptions) -> Result<ExitCode, Failure> {
     let address = listener.local_addr()?;
 
     let metrics = Arc::new(Metrics::new());
+    let export = spans::start(&config.traces, &metrics)
+        .map_err(|error| format!("invalid `traces`: {error}"))?;
     let state = AppState::new(
         config.server.clone(),
         config.auth.public_metrics,
@@ -115,13 +117,16 @@ pub async fn serve(options: ServeOptions) -> Result<ExitCode, Failure> {
             warn!("the stores did not close in time; the next start replays what they lack");
         }
     }
+    if let Some(export) = export {
+        export.close().await;
+    }
     info!("stopped");
     Ok(code)
 }
 
 /// Finds what a server would stumble over at its start, without starting it.
 pub fn check(config: &Config) -> Result<(), Failure> {
-    log_filter(&config.log)?;
+    log::filter(&config.log.level).map_err(|error| format!("invalid `log.level`: {error}"))?;
     Keys::open(&config.auth)?;
     if let (EmbedderKind::Torch, Some(folder)) = (config.embedder.kind, &config.embedder.model_dir)
         && !folder.join("model.safetensors").exists()
@@ -300,24 +305,6 @@ impl Signals {
             _ = self.interrupt.recv() => {}
         }
     }
-}
-
-fn log_filter(config: &LogConfig) -> Result<EnvFilter, Failure> {
-    Ok(EnvFilter::try_new(&config.level)
-        .map_err(|error| format!("invalid `log.level`: {error}"))?)
-}
-
-fn start_logging(config: &LogConfig) -> Result<(), Failure> {
-    let filter = log_filter(config)?;
-    let builder = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_ansi(std::io::stderr().is_terminal())
-        .with_writer(std::io::stderr);
-    match config.format {
-        LogFormat::Text => builder.init(),
-        LogFormat::Json => builder.json().init(),
-    }
-    Ok(())
 }
 
 /// Two servers on one folder would destroy each other's work.

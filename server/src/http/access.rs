@@ -5,13 +5,14 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use axum::extract::{Request, State};
-use axum::http::{HeaderMap, header};
+use axum::http::{HeaderMap, Method, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 
-use super::AppState;
 use super::error::Problem;
+use super::{AppState, trace};
 use crate::auth::{Caller, Scope};
+use crate::log::AUDIT;
 
 /// The address of the client, put into every request by the listener.
 #[derive(Clone, Copy, Debug)]
@@ -30,17 +31,53 @@ pub async fn authorize(
     mut request: Request,
     next: Next,
 ) -> Response {
-    match check(&state, scope, request.headers()) {
+    let peer = request.extensions().get::<Peer>().map(|peer| peer.0.ip());
+    let admin = (scope == Scope::Admin).then(|| Call {
+        method: request.method().clone(),
+        path: request.uri().path().to_owned(),
+        peer,
+    });
+    let mut key = None;
+    let response = match check(&state, scope, request.headers()) {
         Ok(caller) => {
             let mut hasher = DefaultHasher::new();
             caller.name.hash(&mut hasher);
-            request.extensions().get::<Peer>().map(|peer| peer.0.ip()).hash(&mut hasher);
+            peer.hash(&mut hasher);
             request.extensions_mut().insert(CallerId(hasher.finish()));
             let response = next.run(request).await;
+            key.clone_from(&caller.name);
             drop(caller); // until here the call counts as under way
             response
         }
         Err(problem) => problem.into_response(),
+    };
+    if let Some(call) = admin {
+        call.log(key.as_deref(), &response);
+    }
+    response
+}
+
+/// A call that needs the scope admin.
+struct Call {
+    method: Method,
+    path: String,
+    peer: Option<IpAddr>,
+}
+
+impl Call {
+    /// Who did what, and whether it was done: also of those who may not.
+    fn log(&self, key: Option<&str>, response: &Response) {
+        tracing::info!(
+            target: AUDIT,
+            key,
+            peer = self.peer.map(tracing::field::display),
+            method = %self.method,
+            path = self.path,
+            status = response.status().as_u16(),
+            request_id = trace::current_request_id(),
+            trace_id = trace::current_trace_id(),
+            "admin call",
+        );
     }
 }
 

@@ -12,6 +12,7 @@ use crate::auth::Denied;
 use crate::catalog::CatalogError;
 use crate::domain::FieldError;
 use crate::ingest::{IngestError, Interrupted};
+use crate::log::LogError;
 use crate::ports::{EmbedError, IndexError, StoreError};
 use crate::search::SearchError;
 
@@ -55,6 +56,9 @@ pub struct Problem {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub upserted: Option<u64>,
     pub request_id: String,
+    /// Of the trace that the request is part of: the caller's, as in its `traceparent`, or a new one.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub trace_id: String,
     /// Seconds after which the request may succeed, also in `Retry-After`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retry_after_seconds: Option<u64>,
@@ -78,6 +82,7 @@ impl Problem {
             errors: Vec::new(),
             upserted: None,
             request_id: trace::current_request_id(),
+            trace_id: trace::current_trace_id(),
             retry_after_seconds: None,
         }
     }
@@ -119,7 +124,12 @@ impl Problem {
             chain.push_str(&cause.to_string());
             source = cause.source();
         }
-        tracing::error!(error = chain, request_id = trace::current_request_id(), "request failed");
+        tracing::error!(
+            error = chain,
+            request_id = trace::current_request_id(),
+            trace_id = trace::current_trace_id(),
+            "request failed",
+        );
         Self::new(kind, detail)
     }
 
@@ -167,6 +177,15 @@ impl From<Denied> for Problem {
                 "the API key has as many requests under way as it may",
             )
             .retry_after(Duration::from_secs(1)),
+        }
+    }
+}
+
+impl From<LogError> for Problem {
+    fn from(error: LogError) -> Self {
+        match error {
+            LogError::Level(reason) => Self::field("level", reason),
+            LogError::NotStarted => Self::new("not-ready", error.to_string()),
         }
     }
 }

@@ -15,6 +15,7 @@ use super::error::Problem;
 use super::{AppState, Shared};
 use crate::auth::Scope;
 use crate::domain::EmbeddingVersion;
+use crate::metrics::openmetrics;
 use crate::ports::Prompts;
 
 /// A dependency that does not answer in this time counts as down. Well below the 2 s in which load
@@ -85,7 +86,7 @@ async fn check<E: std::fmt::Display>(
     }
 }
 
-/// Metrics in the text format of Prometheus.
+/// Metrics in the text format of Prometheus, or of OpenMetrics for those who ask for it.
 pub async fn metrics(
     State(state): State<AppState>,
     headers: HeaderMap,
@@ -96,6 +97,11 @@ pub async fn metrics(
     if let Ok(services) = state.services() {
         services.search.refresh_metrics().await;
         services.embedders.all().for_each(|embedder| embedder.refresh_metrics());
+    }
+    let accepted = headers.get(header::ACCEPT).and_then(|value| value.to_str().ok());
+    if accepted.is_some_and(|accepted| accepted.contains("application/openmetrics-text")) {
+        let text = state.metrics.encode_open();
+        return Ok(([(header::CONTENT_TYPE, openmetrics::CONTENT_TYPE)], text).into_response());
     }
     let text = state
         .metrics

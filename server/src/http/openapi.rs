@@ -20,6 +20,7 @@ use super::{AppState, collections, documents, embeddings, health, operations, ou
         embeddings::embeddings,
         outbox::operation, outbox::dead_letters, outbox::retry,
         operations::suggest, operations::popular, operations::no_hits, operations::invalidate,
+        operations::log_level, operations::set_log_level,
         health::livez, health::readyz, health::info,
     ),
     modifiers(&Bearer),

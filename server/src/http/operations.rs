@@ -5,10 +5,11 @@ use axum::extract::State;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::AppState;
 use super::error::Problem;
 use super::extract::{JsonBody, Params, Path};
+use super::{AppState, trace};
 use crate::domain::normalise;
+use crate::log;
 use crate::ports::{QuerySelection, QueryStatistics};
 use crate::search::Invalidation;
 
@@ -145,6 +146,33 @@ pub async fn invalidate(
         }
     };
     let everywhere = services.search.invalidate(invalidation).await;
-    tracing::info!(scope, collection = request.collection, everywhere, "cache invalidated");
+    let request_id = trace::current_request_id();
+    tracing::info!(scope, collection = request.collection, everywhere, request_id, "cache invalidated");
     Ok(Json(Invalidated { scope: scope.to_owned(), everywhere }))
+}
+
+/// What this server logs.
+#[derive(Clone, Debug, Deserialize, Serialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct LogLevel {
+    /// `error`, `warn`, `info`, `debug`, `trace`, or per module as in
+    /// `info,sextant_server::search=debug`. At `debug` and below texts of queries are logged.
+    pub level: String,
+}
+
+/// What this server logs now.
+#[utoipa::path(get, path = "/v1/admin/log-level", tag = "admin",
+    responses((status = 200, body = LogLevel), (status = "4XX", body = Problem)))]
+pub async fn log_level() -> Result<Json<LogLevel>, Problem> {
+    Ok(Json(LogLevel { level: log::level()? }))
+}
+
+/// Log more or less, until the server ends; other servers go on as they do.
+#[utoipa::path(put, path = "/v1/admin/log-level", tag = "admin", request_body = LogLevel,
+    responses((status = 200, body = LogLevel), (status = "4XX", body = Problem)))]
+pub async fn set_log_level(
+    JsonBody(LogLevel { level }): JsonBody<LogLevel>,
+) -> Result<Json<LogLevel>, Problem> {
+    log::set_level(&level)?;
+    Ok(Json(LogLevel { level }))
 }

@@ -16,12 +16,14 @@ use utoipa::ToSchema;
 use super::access::{CallerId, Deadline};
 use super::error::Problem;
 use super::extract::{JsonBody, Params, Path};
+use super::observe::Searched;
 use super::{AppState, Services, trace};
 use crate::cache::{CacheStatus, CacheTier};
 use crate::catalog::OpenCollection;
 use crate::domain::collection::Freshness;
 use crate::domain::{AttributeType, FieldError, Filter, Mode, normalise};
 use crate::search::{Cursor, Found, Hit, IndexInfo, Query, SearchExplanation};
+use crate::spans;
 
 const DEFAULT_LIMIT: u32 = 10;
 const MAX_LIMIT: u32 = 100;
@@ -109,7 +111,7 @@ pub async fn post(
     let generation = services.catalog.current_generation(&collection).await;
     let found = services.search.run(&collection, generation, &query).await?;
     count(services, &collection, caller, &query, &found);
-    Ok(answer(&found))
+    Ok(told(&state, &query, &found))
 }
 
 /// Search a collection, in a form that HTTP caches understand.
@@ -150,7 +152,7 @@ pub async fn get(
     } else {
         let found = services.search.run(&collection, generation, &query).await?;
         count(services, &collection, caller, &query, &found);
-        (answer(&found), tag.filter(|_| !found.is_degraded()))
+        (told(&state, &query, &found), tag.filter(|_| !found.is_degraded()))
     };
     let headers = response.headers_mut();
     if let Some(Ok(tag)) = tag.as_deref().map(HeaderValue::from_str) {
@@ -287,6 +289,27 @@ fn parse(
         }
     }
     if faults.is_empty() { Ok(query) } else { Err(Problem::invalid(faults)) }
+}
+
+/// The answer, and what the trace and the logs are told of it.
+fn told(state: &AppState, query: &Query, found: &Found) -> Response {
+    let (status, timings) = (found.status, found.timings);
+    spans::note("sextant.cache.status", status.as_str());
+    spans::note("sextant.hits", found.answer.hits as i64);
+    tracing::debug!(
+        query = query.text,
+        mode = query.mode.as_str(),
+        cache = status.as_str(),
+        hits = found.answer.hits,
+        took_ms = milliseconds(timings.total),
+        request_id = trace::current_request_id(),
+        "search",
+    );
+    let mut response = answer(found);
+    if timings.total > Duration::from_millis(state.config.slow_request_ms) {
+        response.extensions_mut().insert(Searched { status, timings });
+    }
+    response
 }
 
 /// Joins the kept part of an answer with what is of this request alone.

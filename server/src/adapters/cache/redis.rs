@@ -23,6 +23,7 @@ use fred::prelude::{
     Client, ClientLike, Error, Expiration, FredResult, KeysInterface, LuaInterface,
     PubsubInterface, SetOptions, Value,
 };
+use opentelemetry::trace::SpanKind;
 use rand::Rng;
 use tokio::sync::broadcast;
 use tracing::warn;
@@ -34,6 +35,7 @@ use crate::cache::shared::{
 };
 use crate::metrics::Metrics;
 use crate::ports::Embedding;
+use crate::spans::Span;
 
 use options::Clients;
 pub use options::{RedisError, RedisOptions};
@@ -223,15 +225,22 @@ impl RedisCache {
     /// Runs commands within a time, and lets the breaker know how they ended.
     async fn observed<T>(
         &self,
-        operation: &str,
+        operation: &'static str,
         limit: Duration,
         commands: impl Future<Output = FredResult<T>>,
     ) -> FredResult<T> {
         let started = Instant::now();
-        let result = match tokio::time::timeout(limit, commands).await {
+        let span = Span::child("redis", SpanKind::Client);
+        span.set("db.system.name", "redis");
+        span.set("db.operation.name", operation);
+        let result = match span.run(tokio::time::timeout(limit, commands)).await {
             Ok(result) => result,
             Err(_) => Err(Error::new(fred::error::ErrorKind::Timeout, "no answer in time")),
         };
+        if let Err(error) = &result {
+            span.failed(error.kind().to_str());
+        }
+        drop(span);
         let took = started.elapsed();
         self.metrics.redis_duration.with_label_values(&[operation]).observe(took.as_secs_f64());
         if result.is_err() {

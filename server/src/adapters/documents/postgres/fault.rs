@@ -11,6 +11,16 @@ pub enum Fault {
     Statement,
 }
 
+impl Fault {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Lost => "lost",
+            Self::Busy => "busy",
+            Self::Statement => "statement",
+        }
+    }
+}
+
 pub fn fault(error: &sqlx::Error) -> Fault {
     match error {
         sqlx::Error::Io(_)

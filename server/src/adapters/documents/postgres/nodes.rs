@@ -6,6 +6,7 @@ use std::future::Future;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use opentelemetry::trace::SpanKind;
 use rand::Rng;
 use rand::seq::IndexedRandom;
 use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
@@ -19,6 +20,7 @@ use super::hosts::{Host, hosts};
 use super::lag::{History, Position, Replayed};
 use super::state::{Role, State, may_find_primary, primary, readers};
 use crate::metrics::Metrics;
+use crate::spans::Span;
 
 /// A connection that was idle for longer is tried before it is used.
 const TRUSTED_IDLE: Duration = Duration::from_secs(1);
@@ -202,7 +204,18 @@ impl Nodes {
         limit: Duration,
         operation: impl Future<Output = Result<T, sqlx::Error>>,
     ) -> Result<T, Error> {
-        match timeout(limit, operation).await {
+        let span = Span::child("postgres", SpanKind::Client);
+        span.set("db.system.name", "postgresql");
+        span.set("server.address", self.all[node.index].host.name.clone());
+        span.set("sextant.postgres.role", self.all[node.index].role.as_str());
+        let outcome = span.run(timeout(limit, operation)).await;
+        match &outcome {
+            Ok(Ok(_)) => {}
+            Ok(Err(error)) => span.failed(fault(error).as_str()),
+            Err(_) => span.failed("timeout"),
+        }
+        drop(span);
+        match outcome {
             Ok(Ok(value)) => Ok(value),
             Ok(Err(error)) => match fault(&error) {
                 Fault::Lost => {

@@ -2,10 +2,12 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use opentelemetry::trace::SpanContext;
 use tokio::sync::oneshot;
 
 use super::queue::Waiter;
 use crate::ports::{EmbedError, Embedding};
+use crate::spans;
 
 pub type Answer = Result<Vec<Embedding>, EmbedError>;
 
@@ -13,6 +15,7 @@ pub type Answer = Result<Vec<Embedding>, EmbedError>;
 pub struct Row {
     call: Arc<Mutex<Option<Open>>>,
     index: usize,
+    span: Option<SpanContext>,
 }
 
 struct Open {
@@ -26,7 +29,11 @@ pub fn open(texts: &[Arc<str>]) -> (Vec<(Arc<str>, Row)>, oneshot::Receiver<Answ
     let (answer, receiver) = oneshot::channel();
     let open = Open { answer, rows: vec![None; texts.len()], missing: texts.len() };
     let call = Arc::new(Mutex::new(Some(open)));
-    let row = |(index, text)| (Arc::clone(text), Row { call: Arc::clone(&call), index });
+    let span = spans::current();
+    let row = |(index, text)| {
+        let row = Row { call: Arc::clone(&call), index, span: span.clone() };
+        (Arc::clone(text), row)
+    };
     (texts.iter().enumerate().map(row).collect(), receiver)
 }
 
@@ -60,5 +67,9 @@ impl Row {
 impl Waiter for Row {
     fn is_gone(&self) -> bool {
         self.open().as_ref().is_none_or(|open| open.answer.is_closed())
+    }
+
+    fn span(&self) -> Option<&SpanContext> {
+        self.span.as_ref()
     }
 }

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::domain::EmbeddingVersion;
 use crate::ports::{Class, Embedding, Prompts};
+use crate::spans;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 /// Below the time after which the other server closes an idle connection.
@@ -83,6 +84,22 @@ pub enum Fault {
     Broken(String),
     /// It will not take this request, nor will another one.
     Rejected(String),
+}
+
+impl Fault {
+    /// One word for it.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Unreachable(_) => "unreachable",
+            Self::Interrupted(_) => "interrupted",
+            Self::TimedOut(_) => "timeout",
+            Self::Overloaded(_) => "overloaded",
+            Self::Denied(_) => "denied",
+            Self::OtherModel(_) => "other_model",
+            Self::Broken(_) => "broken",
+            Self::Rejected(_) => "rejected",
+        }
+    }
 }
 
 impl std::fmt::Display for Fault {
@@ -171,12 +188,15 @@ impl Client {
         version: &EmbeddingVersion,
         limit: Duration,
     ) -> Result<Vec<Embedding>, Fault> {
-        let request = self
+        let mut request = self
             .http
             .post(self.url(endpoint, "v1/embeddings"))
             .header(header::CONTENT_TYPE, "application/json")
             .body(body)
             .timeout(limit);
+        if let Some(span) = spans::current() {
+            request = request.header("traceparent", spans::traceparent(&span));
+        }
         let answer: Answer = decode(&self.send(request, limit).await?)?;
         if answer.model_hash != version.hash {
             return Err(Fault::OtherModel(answer.model_hash));

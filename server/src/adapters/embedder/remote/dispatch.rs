@@ -1,10 +1,11 @@
 //! Sending what waits to the servers, and answering those who wait.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
 use futures::future::{self, Either};
+use opentelemetry::trace::SpanKind;
 
 use super::PROBE_TIMEOUT;
 use super::call::{Answer, Row};
@@ -14,6 +15,7 @@ use super::queue::{Batch, Full, Limits, Queue};
 use crate::domain::EmbeddingVersion;
 use crate::metrics::Metrics;
 use crate::ports::{EmbedError, Embedding};
+use crate::spans::Span;
 
 /// A server that had less time than this is not blamed for not answering in it.
 const FAIR_TIME: Duration = Duration::from_secs(1);
@@ -161,7 +163,15 @@ impl Dispatch {
         let started = Instant::now();
         let limit = self.timeout.min(batch.deadline.saturating_duration_since(started));
         let texts = batch.texts.len();
-        let answer = self.client.embeddings(endpoint, body, texts, &self.version, limit).await;
+        let span = Span::child("POST /v1/embeddings", SpanKind::Client);
+        let name = self.endpoints().name(endpoint).to_owned();
+        span.set("server.address", name);
+        let asked = self.client.embeddings(endpoint, body, texts, &self.version, limit);
+        let answer = span.run(asked).await;
+        if let Err(fault) = &answer {
+            span.failed(fault.kind());
+        }
+        drop(span);
         match &answer {
             Ok(_) => {
                 self.outcome("ok");
@@ -266,7 +276,11 @@ struct Flight {
 impl Flight {
     async fn run(mut self) {
         let started = Instant::now();
-        self.answer = self.shared.ask(&self.batch).await;
+        let of = std::mem::take(&mut self.batch.spans);
+        let span = Span::batch("embed batch", of, SystemTime::now());
+        span.set("sextant.batch.texts", self.batch.texts.len() as i64);
+        self.answer = span.run(self.shared.ask(&self.batch)).await;
+        drop(span);
         let shared = Arc::clone(&self.shared);
         match &self.answer {
             Ok(rows) => {

@@ -8,6 +8,8 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use opentelemetry::trace::SpanContext;
+
 use crate::ports::{Class, Urgency};
 
 /// How often a refusal may look through the whole queue for texts that nobody wants any more.
@@ -16,6 +18,11 @@ const SWEEP_EVERY: Duration = Duration::from_millis(100);
 /// Somebody who wants a row.
 pub trait Waiter {
     fn is_gone(&self) -> bool;
+
+    /// Where the wait is recorded.
+    fn span(&self) -> Option<&SpanContext> {
+        None
+    }
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -42,6 +49,8 @@ pub struct Batch {
     pub class: Class,
     /// When the last of those who wait needs it.
     pub deadline: Instant,
+    /// Of those who wait, where it is recorded.
+    pub spans: Vec<SpanContext>,
 }
 
 /// Those who wait for a text.
@@ -204,7 +213,7 @@ impl<W: Waiter> Queue<W> {
 
     fn fill(&mut self, class: Class, now: Instant) -> Option<Batch> {
         let limits = self.limits;
-        let mut batch = Batch { texts: Vec::new(), class, deadline: now };
+        let mut batch = Batch { texts: Vec::new(), class, deadline: now, spans: Vec::new() };
         let mut bytes = 0;
         while batch.texts.len() < limits.batch_texts {
             let Some((.., text)) = self.line(class).order.first().cloned() else { break };
@@ -218,6 +227,7 @@ impl<W: Waiter> Queue<W> {
             bytes += entry.bytes;
             let deadlines = entry.waiters.iter().map(|(_, urgency)| urgency.deadline);
             batch.deadline = deadlines.fold(batch.deadline, Instant::max);
+            batch.spans.extend(entry.waiters.iter().filter_map(|(it, _)| it.span().cloned()));
             if let Some((class, place)) = entry.place.take() {
                 self.line(class).order.remove(&place);
             }

@@ -5,14 +5,16 @@ use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
+use opentelemetry::trace::SpanContext;
 use tokio::sync::{oneshot, watch};
 
 use super::batch::{Batch, Limits, Lost, Queue, Refusal, Reserved, Waiter};
 use super::speed::Speed;
 use crate::metrics::Metrics;
 use crate::ports::{EmbedError, Urgency};
+use crate::spans::{self, Span};
 
 /// What runs on a worker's thread.
 pub trait Forward: Send + 'static {
@@ -109,7 +111,11 @@ struct Row {
 }
 
 /// A call until it is answered.
-struct Call(Mutex<Option<Open>>);
+struct Call {
+    open: Mutex<Option<Open>>,
+    /// Where it is recorded.
+    span: Option<SpanContext>,
+}
 
 struct Open {
     answer: oneshot::Sender<Answer>,
@@ -179,7 +185,7 @@ impl Pool {
         let count = texts.len();
         let tokens: usize = texts.iter().map(|ids| ids.len()).sum();
         let open = Open { answer, rows: vec![None; count], missing: count };
-        let call = Arc::new(Call(Mutex::new(Some(open))));
+        let call = Arc::new(Call { open: Mutex::new(Some(open)), span: spans::current() });
         let rows = texts
             .into_iter()
             .enumerate()
@@ -373,6 +379,7 @@ impl Shared {
                 // Counted before it is answered, so that who has an answer sees it counted.
                 self.observe(batch, worker.padding(&batch.texts), took);
                 let waiters = self.lock().queue.finish(batch, Some(took));
+                record(batch, took, &waiters);
                 for (row, waiters) in rows.iter().zip(waiters) {
                     for waiter in waiters {
                         waiter.fulfil(row);
@@ -442,6 +449,22 @@ fn run<F: Forward>(shared: &Shared, index: usize, mut worker: F) {
     }
 }
 
+/// Tells of a batch in the traces of those who wait for it.
+fn record(batch: &Batch, took: Duration, waiters: &[Vec<Row>]) {
+    if !spans::are_recorded() {
+        return;
+    }
+    let mut of: Vec<SpanContext> = Vec::new();
+    for span in waiters.iter().flatten().filter_map(|row| row.call.span.as_ref()) {
+        if of.last() != Some(span) {
+            of.push(span.clone());
+        }
+    }
+    let span = Span::batch("embed batch", of, SystemTime::now() - took);
+    span.set("sextant.batch.texts", batch.texts.len() as i64);
+    span.set("sextant.batch.tokens", batch.tokens as i64);
+}
+
 /// A batch that is too large for the device's memory is embedded in halves.
 fn embed_in_parts(
     worker: &mut dyn Forward,
@@ -504,7 +527,7 @@ impl Drop for Leaving<'_> {
 
 impl Row {
     fn open(&self) -> MutexGuard<'_, Option<Open>> {
-        self.call.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.call.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn fulfil(&self, row: &Arc<[f32]>) {

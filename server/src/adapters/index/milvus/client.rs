@@ -15,6 +15,7 @@ use milvus::v2::prelude::{
     TelemetryConfig,
 };
 use milvus::v2::request::utility::GetServerVersionRequest;
+use opentelemetry::trace::SpanKind;
 use rand::Rng;
 use tokio::sync::{OnceCell, Semaphore};
 use tokio::time::{sleep, timeout};
@@ -23,6 +24,7 @@ use super::MilvusOptions;
 use crate::breaker::{Breaker, BreakerOptions};
 use crate::metrics::Metrics;
 use crate::ports::IndexError;
+use crate::spans::Span;
 
 /// Calls in a row that find a server away before it is left alone.
 const FAILURES: u32 = 5;
@@ -169,7 +171,18 @@ impl<C: Client> Servers<C> {
             let limit = if attempt == 0 && self.all.len() > 1 { left / 2 } else { left };
             // The library's futures are large: in a box they need no more than a pointer here.
             let answer = Box::pin(async { work(server.client(&self.options).await?).await });
-            let answer = timeout(limit, answer).await;
+            let span = Span::child("milvus", SpanKind::Client);
+            span.set("db.system.name", "milvus");
+            span.set("db.operation.name", action);
+            span.set("sextant.milvus.server", place as i64);
+            let answer = span.run(timeout(limit, answer)).await;
+            match &answer {
+                Ok(Ok(_)) => {}
+                Ok(Err(error)) if C::is_unavailable(error) => span.failed("unavailable"),
+                Ok(Err(_)) => span.failed("failed"),
+                Err(_) => span.failed("timeout"),
+            }
+            drop(span);
             let error = match answer {
                 Ok(Ok(answer)) => {
                     server.breaker.succeeded();
