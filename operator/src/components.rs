@@ -236,7 +236,7 @@ pub fn desired(
     embedder::add(&mut desired, deployment, observed);
     api::add(&mut desired, deployment, observed);
     network::add(&mut desired, deployment);
-    monitoring::add(&mut desired, deployment);
+    monitoring::add(&mut desired, deployment, observed);
     desired.objects.retain(|(kind, _), _| !observed.missing.contains(kind));
     Ok(desired)
 }

@@ -29,7 +29,7 @@ pub use status::{
 };
 pub use stores::{
     CacheExternal, CacheSpec, Eviction, Freshness, ObjectStorage, PostgresExternal, PostgresSpec,
-    Synchronous,
+    RedisExporter, Synchronous,
 };
 
 /// Longest name, in characters. Kubernetes puts the name of a StatefulSet and eleven characters more
@@ -133,8 +133,8 @@ pub struct SearchDeploymentSpec {
     /// The S3 store of Milvus's segments. Without one a standalone Milvus keeps them on its volume.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub object_storage: Option<ObjectStorage>,
-    /// Whether Prometheus is asked to scrape the components, by ServiceMonitors, where their CRD is
-    /// installed.
+    /// Whether Prometheus is asked to scrape the components: by ServiceMonitors and PodMonitors where
+    /// their CRDs are installed, by annotations of Services where they are not.
     #[serde(default, skip_serializing_if = "is_default")]
     pub monitoring: Monitoring,
     /// Where the servers send traces. Default: nowhere.
@@ -249,7 +249,7 @@ pub struct Monitoring {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(regex(pattern = "^[1-9][0-9]*(s|m)$"))]
     pub interval: Option<String>,
-    /// Labels that Prometheus selects ServiceMonitors by.
+    /// Labels that Prometheus selects ServiceMonitors and PodMonitors by.
     #[serde(default, skip_serializing_if = "std::collections::BTreeMap::is_empty")]
     pub labels: std::collections::BTreeMap<String, String>,
 }

@@ -25,6 +25,9 @@ type Touched = stream::BoxStream<'static, ObjectRef<SearchDeployment>>;
 
 /// How often a kind is asked for whose CRD is missing.
 const CRD_POLL: Duration = Duration::from_secs(10);
+/// How long the operator waits to know of each such kind whether it is missing. Of one that it may
+/// not read it never knows.
+const KNOWN_WITHIN: Duration = Duration::from_secs(5);
 
 /// Where the operator looks.
 #[derive(Clone, Debug, Default)]
@@ -52,20 +55,34 @@ impl Scope {
     }
 }
 
-/// Objects of a kind, and whether they have been read once.
+/// How much is known of the objects of a kind.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Known {
+    Nothing,
+    /// Their CRD is not installed.
+    Missing,
+    /// They have been read once.
+    All,
+}
+
+/// Objects of a kind.
 struct Followed {
     store: Store<DynamicObject>,
-    is_filled: watch::Receiver<bool>,
+    known: watch::Receiver<Known>,
 }
 
 impl Followed {
     fn is_filled(&self) -> bool {
-        *self.is_filled.borrow()
+        *self.known.borrow() == Known::All
+    }
+
+    async fn filled(&self) {
+        self.until(|known| known == Known::All).await;
     }
 
     /// Fails only when the other end is gone, and with it all that waits.
-    async fn filled(&self) {
-        let _ = self.is_filled.clone().wait_for(|is_filled| *is_filled).await;
+    async fn until(&self, holds: impl Fn(Known) -> bool) {
+        let _ = self.known.clone().wait_for(|known| holds(*known)).await;
     }
 }
 
@@ -91,17 +108,13 @@ impl Caches {
         for kind in Kind::ALL {
             let resource = kind.resource();
             let api = scope.dynamic(client, &resource);
-            let (followed, mut stream) = follow(api.clone(), resource, &managed);
-            if kind.is_optional() {
-                stream =
-                    stream::once(served(api)).filter_map(std::future::ready).chain(stream).boxed();
-            }
+            let (followed, stream) = follow(api, resource, &managed, kind.is_optional());
             objects.insert(kind, followed);
             streams.push(stream);
         }
         let pods = ApiResource::erase::<Pod>(&());
         let labels = format!("{NAME}=sextant,{COMPONENT}");
-        let (pods, stream) = follow(scope.dynamic(client, &pods), pods, &labels);
+        let (pods, stream) = follow(scope.dynamic(client, &pods), pods, &labels, false);
         streams.push(stream);
         let (secrets, writer) = reflector::store();
         let stream =
@@ -133,7 +146,8 @@ impl Caches {
         (Self { objects, pods, secrets, cordoned }, stream::select_all(streams))
     }
 
-    /// Waits until everything was read once. A kind whose CRD is missing is not waited for.
+    /// Waits until everything was read once, or is known to be missing: what takes the place of a
+    /// missing kind would come and go with each start.
     pub async fn ready(&self) {
         for (_, followed) in self.objects.iter().filter(|(kind, _)| !kind.is_optional()) {
             followed.filled().await;
@@ -141,14 +155,20 @@ impl Caches {
         self.pods.filled().await;
         let _ = self.secrets.wait_until_ready().await;
         let _ = self.cordoned.wait_until_ready().await;
+        let optional = async {
+            for followed in self.objects.values() {
+                followed.until(|known| known != Known::Nothing).await;
+            }
+        };
+        let _ = tokio::time::timeout(KNOWN_WITHIN, optional).await;
     }
 
     /// Whenever a kind has come whose CRD was missing.
     pub fn arrivals(&self) -> impl Stream<Item = ()> + use<> {
         let missing = self.objects.values().filter(|followed| !followed.is_filled());
         missing
-            .map(|followed| followed.is_filled.clone())
-            .map(|mut is_filled| async move { is_filled.wait_for(|is_filled| *is_filled).await.is_ok() })
+            .map(|followed| followed.known.clone())
+            .map(|mut known| async move { known.wait_for(|known| *known == Known::All).await.is_ok() })
             .collect::<stream::FuturesUnordered<_>>()
             .filter_map(|arrived| std::future::ready(arrived.then_some(())))
     }
@@ -182,11 +202,12 @@ impl Caches {
 }
 
 /// Ends when the kind's CRD is there. A watch would ask for it every second.
-async fn served<T>(api: Api<DynamicObject>) -> Option<T> {
+async fn served<T>(api: Api<DynamicObject>, tell: watch::Sender<Known>) -> Option<T> {
     let one = ListParams::default().limit(1);
     loop {
         match api.list(&one).await {
             Err(kube::Error::Api(status)) if status.code == 404 => {
+                tell.send_replace(Known::Missing);
                 tokio::time::sleep(CRD_POLL).await;
             }
             // Whatever else is wrong is the watch's to tell.
@@ -195,11 +216,17 @@ async fn served<T>(api: Api<DynamicObject>) -> Option<T> {
     }
 }
 
-fn follow(api: Api<DynamicObject>, resource: ApiResource, labels: &str) -> (Followed, Touched) {
+fn follow(
+    api: Api<DynamicObject>,
+    resource: ApiResource,
+    labels: &str,
+    is_optional: bool,
+) -> (Followed, Touched) {
     let are_pods = resource.kind == "Pod";
     let writer = reflector::store::Writer::new(resource);
     let store = writer.as_reader();
-    let (filled, is_filled) = watch::channel(false);
+    let (tell, known) = watch::channel(Known::Nothing);
+    let served = is_optional.then(|| served(api.clone(), tell.clone()));
     let config = watcher::Config::default().labels(labels);
     let stream = watcher(api, config)
         .modify(move |object: &mut DynamicObject| {
@@ -214,7 +241,7 @@ fn follow(api: Api<DynamicObject>, resource: ApiResource, labels: &str) -> (Foll
         .reflect(writer)
         .inspect_ok(move |event| {
             if matches!(event, Event::InitDone) {
-                filled.send_replace(true);
+                tell.send_replace(Known::All);
             }
         })
         .touched_objects()
@@ -234,7 +261,11 @@ fn follow(api: Api<DynamicObject>, resource: ApiResource, labels: &str) -> (Foll
             }
         })
         .boxed();
-    (Followed { store, is_filled }, stream)
+    let stream = match served {
+        Some(served) => stream::once(served).filter_map(std::future::ready).chain(stream).boxed(),
+        None => stream,
+    };
+    (Followed { store, known }, stream)
 }
 
 /// What can be read of what happened. A SearchDeployment that is older than a rule of the CRD and

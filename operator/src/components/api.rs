@@ -10,14 +10,14 @@ use serde_json::{Value, json};
 use super::meta::Component;
 use super::pod::some_map;
 use super::server::{Connection, Servers};
-use super::{Desired, Kind, Observed, embedder, keys, milvus, postgres, redis};
+use super::{Desired, Kind, Observed, embedder, keys, milvus, monitoring, postgres, redis};
 use crate::crd::{Exposure, Quantity};
 use crate::validate::Deployment;
 
 pub fn add(desired: &mut Desired, deployment: &Deployment, observed: &Observed) {
     let servers = servers(deployment, observed);
     desired.add(Kind::ConfigMap, servers.config_map(deployment));
-    desired.add(Kind::Service, service(deployment));
+    desired.add(Kind::Service, service(deployment, observed));
     desired.add_all(Kind::PodDisruptionBudget, servers.disruption_budget(deployment));
     desired.add_all(Kind::HorizontalPodAutoscaler, servers.autoscaler(deployment));
     desired.add(Kind::Deployment, servers.workload(deployment));
@@ -74,8 +74,9 @@ fn servers<'a>(deployment: &'a Deployment, observed: &Observed) -> Servers<'a> {
     }
 }
 
-fn service(deployment: &Deployment) -> Service {
+fn service(deployment: &Deployment, observed: &Observed) -> Service {
     let mut service = deployment.service(Component::Api, &[("http", 80)]);
+    service.metadata.annotations = monitoring::server_annotations(deployment, observed);
     let type_ = deployment.spec.api.service_type.as_str().to_owned();
     service.spec.get_or_insert_default().type_ = Some(type_);
     service

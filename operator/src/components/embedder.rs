@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 
 use super::meta::Component;
 use super::server::{Connection, PORT, Servers};
-use super::{Desired, Kind, Observed, keys};
+use super::{Desired, Kind, Observed, keys, monitoring};
 use crate::crd::{Gpu, Resources};
 use crate::validate::Deployment;
 
@@ -17,7 +17,9 @@ pub fn add(desired: &mut Desired, deployment: &Deployment, observed: &Observed) 
     let servers = servers(deployment, observed, &resources);
     desired.add(Kind::ConfigMap, servers.config_map(deployment));
     // One address; API servers keep several connections to it, which are spread over the pods.
-    desired.add(Kind::Service, deployment.service(Component::Embedder, &[("http", PORT)]));
+    let mut service = deployment.service(Component::Embedder, &[("http", PORT)]);
+    service.metadata.annotations = monitoring::server_annotations(deployment, observed);
+    desired.add(Kind::Service, service);
     desired.add_all(Kind::PodDisruptionBudget, servers.disruption_budget(deployment));
     desired.add_all(Kind::HorizontalPodAutoscaler, servers.autoscaler(deployment));
     desired.add(Kind::Deployment, servers.workload(deployment));

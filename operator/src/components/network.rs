@@ -45,6 +45,9 @@ pub fn edges(deployment: &Deployment) -> Vec<Edge> {
     }
     if spec.cache.is_managed() {
         edge(Peer::Component(Api), Redis, redis::PORT);
+        if spec.cache.has_exporter() {
+            edge(Peer::Scrapers, Redis, redis::METRICS_PORT);
+        }
     }
     if spec.postgres.external.is_none() {
         edge(Peer::Component(Api), Postgres, postgres::PORT);

@@ -7,13 +7,15 @@ use k8s_openapi::api::core::v1::{ConfigMap, Container, PodSpec};
 use serde_json::json;
 
 use super::meta::Component;
-use super::pod::{self, Timing, config_volume, mount, read_only, scratch, secret_env};
+use super::pod::{self, Timing, config_volume, env, mount, read_only, scratch, secret_env};
 use super::server::Connection;
 use super::{Desired, Kind, Observed};
-use crate::crd::Resources;
+use crate::crd::{Quantity, Resources};
 use crate::validate::Deployment;
 
 pub const PORT: u16 = 6379;
+/// Of the exporter.
+pub const METRICS_PORT: u16 = 9121;
 const CONFIG: &str = "/etc/redis/redis.conf";
 /// Of the memory limit; the rest is for clients' buffers.
 const SHARE_FOR_DATA: f64 = 0.75;
@@ -99,12 +101,13 @@ fn workload(deployment: &Deployment, observed: &Observed, config: &ConfigMap) ->
         liveness_probe: Some(Timing { period: 10, timeout: 5, failures: 6 }.tcp("redis")),
         ..Container::default()
     };
+    let image = deployment.spec.images.redis().to_owned();
+    let mut containers = vec![deployment.container("redis", image, container)];
+    if deployment.spec.cache.has_exporter() {
+        containers.push(exporter(deployment, &name));
+    }
     let spec = PodSpec {
-        containers: vec![deployment.container(
-            "redis",
-            deployment.spec.images.redis().to_owned(),
-            container,
-        )],
+        containers,
         volumes: Some(vec![config_volume("config", &name), scratch("data", "64Mi")]),
         termination_grace_period_seconds: Some(10),
         ..PodSpec::default()
@@ -126,4 +129,30 @@ fn workload(deployment: &Deployment, observed: &Observed, config: &ConfigMap) ->
         }),
         ..Workload::default()
     }
+}
+
+/// Redis tells its metrics by commands alone: this asks it, and is scraped. It has no probe, so that the
+/// cache is used whatever becomes of it.
+///
+/// # Source
+/// <https://github.com/oliver006/redis_exporter#command-line-flags>
+fn exporter(deployment: &Deployment, secret: &str) -> Container {
+    let resources = Resources {
+        limits: BTreeMap::from([("memory".to_owned(), Quantity::from("64Mi"))]),
+        ..Resources::default()
+    };
+    let container = Container {
+        ports: Some(vec![pod::port("metrics", METRICS_PORT)]),
+        env: Some(vec![
+            env("REDIS_ADDR", format!("redis://localhost:{PORT}")),
+            secret_env("REDIS_PASSWORD", secret, "password"),
+            // Else whoever reaches the port has it log in, with this password, wherever they say.
+            env("REDIS_EXPORTER_DISABLE_SCRAPE_ENDPOINT", "true"),
+            // What it uses itself would be taken for what Redis uses.
+            env("REDIS_EXPORTER_REDIS_ONLY_METRICS", "true"),
+        ]),
+        resources: Some(resources.or(&[("cpu", "10m")])),
+        ..Container::default()
+    };
+    deployment.container("exporter", deployment.spec.images.redis_exporter().to_owned(), container)
 }

@@ -190,6 +190,11 @@ pub struct Images {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 255))]
     pub redis: Option<String>,
+    /// redis_exporter with its tag, from v1.83.0 on. Default:
+    /// docker.io/oliver006/redis_exporter:v1.91.1.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 255))]
+    pub redis_exporter: Option<String>,
     /// Postgres with Patroni, with its tag. Default: sextant-postgres:17, as
     /// deploy/images builds it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -212,6 +217,10 @@ impl Images {
 
     pub fn redis(&self) -> &str {
         self.redis.as_deref().unwrap_or("docker.io/library/redis:7.4")
+    }
+
+    pub fn redis_exporter(&self) -> &str {
+        self.redis_exporter.as_deref().unwrap_or("docker.io/oliver006/redis_exporter:v1.91.1")
     }
 
     pub fn postgres(&self) -> &str {

@@ -12,8 +12,8 @@ use super::is_default;
 /// The cache that the servers share.
 #[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[x_kube(
-    validation = Rule::new("!has(self.external) || !(has(self.memory) || has(self.eviction))")
-        .message("memory and eviction are those of the managed Redis: leave them out with external"),
+    validation = Rule::new("!has(self.external) || !(has(self.memory) || has(self.eviction) || has(self.exporter))")
+        .message("memory, eviction and exporter are those of the managed Redis: leave them out with external"),
     validation = Rule::new("!has(self.external) || !has(self.enabled) || self.enabled")
         .message("enabled: false and external contradict each other")
 )]
@@ -41,6 +41,9 @@ pub struct CacheSpec {
     /// What new collections are unless they say so themselves. Default: bounded.
     #[serde(default, skip_serializing_if = "is_default")]
     pub freshness: Freshness,
+    /// What tells the managed Redis's own metrics.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub exporter: RedisExporter,
     /// Of the managed Redis.
     #[serde(default, skip_serializing_if = "is_default")]
     pub scheduling: Scheduling,
@@ -55,9 +58,23 @@ impl CacheSpec {
         self.enabled() && self.external.is_none()
     }
 
+    pub fn has_exporter(&self) -> bool {
+        self.is_managed() && self.exporter.enabled
+    }
+
     pub fn memory(&self) -> Quantity {
         self.memory.clone().unwrap_or_else(|| "512Mi".into())
     }
+}
+
+/// What tells the managed Redis's own metrics.
+#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RedisExporter {
+    /// Whether redis_exporter runs beside Redis, in its pod. A change of this restarts Redis, which then
+    /// begins empty. Default: false.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub enabled: bool,
 }
 
 /// A Redis that is there already.

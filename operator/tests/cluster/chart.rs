@@ -287,12 +287,16 @@ async fn every_example_becomes_its_objects() {
             .collect();
         let mut expected: Vec<String> = objects
             .iter()
-            .filter(|object| {
-                !["HTTPRoute", "ServiceMonitor"].contains(&object["kind"].as_str().unwrap())
-            })
-            .map(|object| {
+            .filter_map(|object| {
                 let name = object["metadata"]["name"].as_str().unwrap();
-                format!("{}/{name}", object["kind"].as_str().unwrap())
+                match object["kind"].as_str().unwrap() {
+                    // Their kinds are not there.
+                    "HTTPRoute" | "ServiceMonitor" => None,
+                    "PodMonitor" => {
+                        Some(format!("Service/{}-metrics", name.replace("-milvus-", "-")))
+                    }
+                    kind => Some(format!("{kind}/{name}")),
+                }
             })
             .collect();
         expected.sort();

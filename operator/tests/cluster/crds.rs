@@ -2,6 +2,7 @@
 //! control plane of its own: they are there for all namespaces.
 
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
+use kube::ResourceExt;
 use kube::api::{Api, ApiResource, DynamicObject, Patch, PatchParams, PostParams};
 use kube::runtime::{conditions, wait::await_condition};
 use serde_json::json;
@@ -67,13 +68,34 @@ async fn routes_and_monitors_are_made_as_soon_as_their_kinds_are_there() {
     });
     cluster.apply("gym", spec).await.unwrap();
     cluster.ready("gym").await;
-    for kind in [Kind::HttpRoute, Kind::ServiceMonitor] {
+    let is_annotated = || async {
+        let service = cluster.api(Kind::Service).get("gym-api").await.unwrap();
+        service.annotations().contains_key("prometheus.io/scrape")
+    };
+    let stand_ins = || async {
+        let mut names = cluster.names().await;
+        names.retain(|name| name.starts_with("Service/") && name.ends_with("-metrics"));
+        names
+    };
+    assert!(is_annotated().await, "without a ServiceMonitor the Service says what to scrape");
+    assert_eq!(stand_ins().await, ["Service/gym-milvus-metrics", "Service/gym-postgres-metrics"]);
+    let kinds = [
+        (Kind::HttpRoute, "gym-api"),
+        (Kind::ServiceMonitor, "gym-api"),
+        (Kind::PodMonitor, "gym-postgres"),
+    ];
+    for (kind, name) in kinds {
         install(&cluster, kind).await;
-        let made = || async { cluster.api(kind).get_opt("gym-api").await.unwrap().is_some() };
+        let made = || async { cluster.api(kind).get_opt(name).await.unwrap().is_some() };
         sextant_stack::until(kind.as_str(), made)
             .await
             .unwrap_or_else(|error| panic!("{error}: {}", operator.log()));
     }
+    sextant_stack::until("monitors alone", || async {
+        !is_annotated().await && stand_ins().await.is_empty()
+    })
+    .await
+    .unwrap();
     let route = cluster.api(Kind::HttpRoute).get("gym-api").await.unwrap();
     assert_eq!(route.data["spec"]["parentRefs"][0]["name"], "public");
     let monitor = cluster.api(Kind::ServiceMonitor).get("gym-api").await.unwrap();

@@ -19,6 +19,11 @@ async fn specs_that_cannot_be_had_are_refused_with_a_reason() {
         (json!({"api": {"expose": {"ingressClass": "nginx"}}}), "need a host"),
         (json!({"api": {"replicas": -1}}), "greater than or equal to 0"),
         (json!({"cache": {"enabled": false, "external": {"url": "redis://r:6379"}}}), "contradict"),
+        (
+            json!({"cache": {"exporter": {"enabled": true}, "external": {"url": "redis://r:6379"}}}),
+            "leave them out with external",
+        ),
+        (json!({"cache": {"exporter": {"enabled": "yes"}}}), "boolean"),
     ];
     for (spec, reason) in cases {
         let refused = cluster.apply("gym", spec.clone()).await;

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "test code")]
 
 mod certificates;
+mod monitoring;
 mod network;
 
 use std::collections::BTreeMap;

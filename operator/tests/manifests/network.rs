@@ -81,7 +81,7 @@ fn exists(from: &str, to: &str, port: u16) -> bool {
         ("embedder", 8_080) => ["api", "prometheus"].contains(&from),
         ("redis", 6_379) | ("milvus" | "milvus-proxy", 19_530) => from == "api",
         ("postgres", 5_432) => ["api", "postgres"].contains(&from),
-        ("postgres", 8_008) => ["postgres", "sextant-operator"].contains(&from),
+        ("postgres", 8_008) => ["postgres", "prometheus", "sextant-operator"].contains(&from),
         ("milvus-etcd", 2_379) => role(from),
         ("milvus-etcd", 2_380) => from == "milvus-etcd",
         (to, 9_091) if to == "milvus" || role(to) => from == "prometheus",
@@ -92,8 +92,8 @@ fn exists(from: &str, to: &str, port: u16) -> bool {
 #[test]
 fn exactly_the_connections_that_exist_are_allowed() {
     let ports = [
-        22, 80, 2_379, 2_380, 5_432, 6_379, 8_008, 8_080, 9_091, 19_529, 19_530, 21_121, 21_123,
-        21_124, 22_222, 53_100,
+        22, 80, 2_379, 2_380, 5_432, 6_379, 8_008, 8_080, 9_091, 9_121, 19_529, 19_530, 21_121,
+        21_123, 21_124, 22_222, 53_100,
     ];
     for (name, objects) in examples() {
         // Its clients are those of one namespace, which this does not know.
