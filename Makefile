@@ -89,7 +89,7 @@ cluster-down: ## End it
 e2e: ## Tests on a real Kubernetes: a new one of our own, or that of KUBECONFIG with USE_EXISTING_CLUSTER=true
 	@tests/e2e/run.sh $(ARGS)
 
-test: build ## All tests; they need chromium, Redis, Postgres, nginx, HAProxy, Go, etcd
+test: build ## All tests; they need chromium, Redis, Postgres, nginx, HAProxy, Prometheus, Go, etcd
 	@$(SETUP) browser services milvus milvus23 kubernetes charts
 	@cargo test $(CARGO_ARGS)
 

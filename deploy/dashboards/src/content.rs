@@ -241,7 +241,7 @@ const SEARCH: Dashboard = Dashboard {
                     unit: Unit::PerSecond,
                     kind: Kind::Series,
                     queries: &[(
-                        r#"sum by (scope) (rate(sextant_cache_invalidations_total{$chosen}[5m]))"#,
+                        r#"sum by (scope) (rate(sextant_cache_invalidations_total{$chosen}[5m])) or on () vector(0)"#,
                         "{{scope}}",
                     )],
                 },
@@ -251,7 +251,7 @@ const SEARCH: Dashboard = Dashboard {
                     unit: Unit::PerSecond,
                     kind: Kind::Series,
                     queries: &[(
-                        r#"sum by (reason) (rate(sextant_degraded_responses_total{$chosen}[5m]))"#,
+                        r#"sum by (reason) (rate(sextant_degraded_responses_total{$chosen}[5m])) or on () vector(0)"#,
                         "{{reason}}",
                     )],
                 },
@@ -501,7 +501,7 @@ const STORES: Dashboard = Dashboard {
                     unit: Unit::PerSecond,
                     kind: Kind::Series,
                     queries: &[(
-                        r#"sum by (outcome) (rate(sextant_worker_documents_total{$chosen}[5m]))"#,
+                        r#"sum by (outcome) (rate(sextant_worker_documents_total{$chosen}[5m])) or on () vector(0)"#,
                         "{{outcome}}",
                     )],
                 },
@@ -714,7 +714,7 @@ const OPERATOR: Dashboard = Dashboard {
                     queries: &[
                         (r#"sum(rate(sextant_operator_reconciles_total[5m]))"#, "all"),
                         (
-                            r#"sum by (reason) (rate(sextant_operator_reconcile_failures_total[5m]))"#,
+                            r#"sum by (reason) (rate(sextant_operator_reconcile_failures_total[5m])) or on () vector(0)"#,
                             "{{reason}}",
                         ),
                     ],

@@ -4,7 +4,11 @@
 //! <https://grafana.com/docs/grafana/latest/dashboards/build-dashboards/view-dashboard-json-model/>
 
 mod content;
+pub mod expression;
 mod grafana;
+pub mod look;
+pub mod picture;
+pub mod shown;
 
 pub use content::all;
 

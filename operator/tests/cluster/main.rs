@@ -8,6 +8,7 @@ mod behaviour;
 mod changes;
 mod chart;
 mod crds;
+mod dashboards;
 mod faults;
 mod hostile;
 mod plan;

@@ -311,6 +311,11 @@ impl Operator {
         Self { process, port, log }
     }
 
+    /// Host and port of its metrics.
+    pub fn address(&self) -> String {
+        format!("127.0.0.1:{}", self.port)
+    }
+
     /// Has it look at a SearchDeployment, and waits until it has.
     pub async fn reconciles_once_more(&self, cluster: &TestCluster, name: &str) {
         let reconciles = || self.metric("sextant_operator_reconciles_total");
