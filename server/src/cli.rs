@@ -4,6 +4,7 @@ mod client;
 mod import;
 mod reindex;
 mod serve;
+mod top;
 
 use std::io::{IsTerminal, Write};
 use std::path::PathBuf;
@@ -69,6 +70,8 @@ enum Command {
         #[command(flatten)]
         client: ClientOptions,
     },
+    /// Show what a running server does, again and again.
+    Top(top::TopOptions),
     /// Make API keys.
     Keys {
         #[command(subcommand)]
@@ -165,6 +168,7 @@ async fn run(command: Command) -> Result<ExitCode, Failure> {
                 print(&(serde_json::to_string(&vector)? + "\n"))?;
             }
         }
+        Command::Top(options) => top::top(options).await?,
         Command::Keys { command: KeysCommand::Add { name, scopes, file } } => {
             let (key, entry) = auth::generate(&name, &scopes);
             auth::add_to_file(&file, entry)?;

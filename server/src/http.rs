@@ -35,6 +35,7 @@ use crate::search::Search;
 
 pub use access::Peer;
 pub use error::Problem;
+pub use health::Readiness;
 pub use openapi::openapi_json;
 pub use search::SearchResponse;
 

@@ -42,6 +42,11 @@ pub struct Refused {
     pub detail: String,
 }
 
+/// No whole answer came.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct Unanswered(String);
+
 impl Client {
     pub fn new(options: &ClientOptions) -> Result<Self, Failure> {
         let key = match &options.api_key_file {
@@ -79,14 +84,8 @@ impl Client {
     async fn send(&self, request: RequestBuilder) -> Result<String, Failure> {
         for tried in 1.. {
             let again = request.try_clone();
-            let response =
-                again.ok_or("the request cannot be sent twice")?.send().await.map_err(|error| {
-                    if error.is_connect() {
-                        format!("no server answers at {}; start one with `make run`", self.url)
-                    } else {
-                        error.to_string()
-                    }
-                })?;
+            let sent = again.ok_or("the request cannot be sent twice")?.send().await;
+            let response = sent.map_err(|error| self.unanswered(&error))?;
             let status = response.status();
             let wait = response
                 .headers()
@@ -101,6 +100,33 @@ impl Client {
             }
         }
         Err("the server stays overloaded".into())
+    }
+
+    fn unanswered(&self, error: &reqwest::Error) -> Unanswered {
+        Unanswered(if error.is_connect() {
+            format!("no server answers at {}; start one with `make run`", self.url)
+        } else {
+            error.to_string()
+        })
+    }
+
+    /// Asks once, for at most `timeout`, and takes an answer of any status.
+    pub async fn get(
+        &self,
+        path: &str,
+        timeout: Duration,
+    ) -> Result<(StatusCode, String), Unanswered> {
+        let answer = async {
+            let response = self.request(Method::GET, path).timeout(timeout).send().await?;
+            Ok::<_, reqwest::Error>((response.status(), response.text().await?))
+        };
+        answer.await.map_err(|error| {
+            if error.is_timeout() && !error.is_connect() {
+                Unanswered(format!("{} does not answer within {timeout:?}", self.url))
+            } else {
+                self.unanswered(&error)
+            }
+        })
     }
 
     async fn json<T: DeserializeOwned>(&self, request: RequestBuilder) -> Result<T, Failure> {
@@ -151,7 +177,7 @@ impl Client {
     }
 }
 
-fn refused(status: StatusCode, body: &str) -> Refused {
+pub fn refused(status: StatusCode, body: &str) -> Refused {
     let problem: Value = serde_json::from_str(body).unwrap_or_default();
     let message = problem["detail"].as_str().or_else(|| problem["error"]["message"].as_str());
     let mut detail = message.unwrap_or(body.trim()).to_owned();
@@ -203,6 +229,6 @@ pub fn as_text(found: &Value, terminal: bool) -> String {
 }
 
 /// Without control characters, by which a document could steer the terminal.
-fn tame(text: &str) -> String {
+pub fn tame(text: &str) -> String {
     text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
 }

@@ -1,6 +1,8 @@
 //! The command line, against a running server and without one.
 #![allow(clippy::unwrap_used, reason = "test code")]
 
+mod top;
+
 use std::collections::BTreeSet;
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
@@ -231,9 +233,8 @@ async fn without_a_server_every_client_command_says_so() {
     let url = format!("http://{free}");
     let file = repository("deploy/samples/exercises.ndjson");
     let file = file.to_str().unwrap();
-    for arguments in
-        [&["search", "squat"][..], &["embed", "squat"], &["import", file, "--collection", "moves"]]
-    {
+    let import = ["import", file, "--collection", "moves"];
+    for arguments in [&["search", "squat"][..], &["embed", "squat"], &["top", "--once"], &import] {
         let output = cli(arguments).args(["--url", &url]).output().await.unwrap();
         let told = failed(&output);
         assert!(told.contains(&format!("no server answers at {url}")), "{told}");
@@ -344,7 +345,7 @@ async fn the_description_of_the_interface_is_the_one_in_the_repository_and_of_th
 
 #[tokio::test]
 async fn completions_know_every_command() {
-    let commands = ["serve", "import", "search", "embed", "keys", "config", "openapi"];
+    let commands = ["serve", "import", "search", "embed", "top", "keys", "config", "openapi"];
     let mut scripts = BTreeSet::new();
     for shell in ["bash", "zsh", "fish"] {
         let script = succeeded(&cli(["completions", shell]).output().await.unwrap());
