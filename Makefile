@@ -39,6 +39,7 @@ CUDA := case "$$DEVICE" in cuda*) $(SETUP) cuda ;; esac
 SERVER := "$$CARGO_TARGET_DIR/release/sextant-server"
 OPERATOR := "$$CARGO_TARGET_DIR/release/sextant-operator"
 BENCH := "$$CARGO_TARGET_DIR/release/bench"
+SIZING := "$$CARGO_TARGET_DIR/release/sizing"
 # For kubectl, and for the chart, which takes nothing from outside its folder.
 CRDS := crds/searchdeployments.yaml charts/sextant/files/searchdeployments.yaml
 # Of the whole workspace, whatever is built: dependencies then have the same features, and nothing is
@@ -50,7 +51,7 @@ CARGO_ARGS := --release --locked --workspace
 .DEFAULT_GOAL := help
 DASHBOARDS := charts/sextant/files/dashboards
 
-.PHONY: help setup build run run-full images cluster-up cluster-down e2e test fmt fmt-check lint deny openapi crds dashboards generated bench bench-embed clean
+.PHONY: help setup build run run-full images cluster-up cluster-down e2e test fmt fmt-check lint deny openapi crds dashboards sizing generated bench bench-embed clean
 
 help: ## List the targets
 	@echo 'usage: make TARGET [PORT=8080] [DATA_DIR=.data] [DEVICE=auto]'
@@ -118,9 +119,15 @@ crds: build ## Write crds/, also into the chart
 dashboards: ## Write the dashboards for Grafana into the chart
 	@cargo run --quiet $(CARGO_ARGS) --bin dashboards -- $(DASHBOARDS)
 
-generated: build ## Are docs/openapi.json, crds/ and the dashboards what the programs say?
+sizing: setup ## Write the tables of docs/sizing.md from docs/measured/: make sizing ARGS='--help'
+	@cargo build $(CARGO_ARGS) --bin sizing
+	@$(SIZING) $(ARGS)
+
+generated: build ## Are docs/openapi.json, crds/, the dashboards and docs/sizing.md what the programs say?
 	@folder=$$(mktemp -d) && trap 'rm -rf "$$folder"' EXIT && cargo run --quiet $(CARGO_ARGS) --bin dashboards -- "$$folder" && \
 		diff -ru $(DASHBOARDS) "$$folder" || { echo 'the dashboards are not up to date: make dashboards' >&2; exit 1; }
+	@cargo build $(CARGO_ARGS) --bin sizing
+	@$(SIZING) --check
 	@$(SERVER) openapi | diff -u docs/openapi.json - || { echo 'docs/openapi.json is not up to date: make openapi' >&2; exit 1; }
 	@for file in $(CRDS); do $(OPERATOR) crd | diff -u $$file - || { echo "$$file is not up to date: make crds" >&2; exit 1; }; done
 
