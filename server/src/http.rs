@@ -140,10 +140,7 @@ pub fn router(state: AppState) -> Router {
         Router::new().route("/v1/collections/{collection}/documents", post(documents::import));
     let admin = Router::new()
         .route("/v1/admin/cache/invalidate", post(operations::invalidate))
-        .route(
-            "/v1/admin/log-level",
-            get(operations::log_level).put(operations::set_log_level),
-        )
+        .route("/v1/admin/log-level", get(operations::log_level).put(operations::set_log_level))
         .route("/v1/collections/{collection}/dead-letters", get(outbox::dead_letters))
         .route("/v1/collections/{collection}/dead-letters/retry", post(outbox::retry));
     let guard = |scope| from_fn_with_state((state.clone(), scope), access::authorize);

@@ -34,7 +34,8 @@ pub enum LogError {
 /// When the level cannot be read, or the process logs already.
 pub fn start(config: &LogConfig) -> Result<(), LogError> {
     let (filter, handle) = reload::Layer::new(filter(&config.level)?);
-    let lines = fmt::layer().with_ansi(std::io::stderr().is_terminal()).with_writer(std::io::stderr);
+    let lines =
+        fmt::layer().with_ansi(std::io::stderr().is_terminal()).with_writer(std::io::stderr);
     let lines = match config.format {
         LogFormat::Text => lines.boxed(),
         LogFormat::Json => lines.json().boxed(),

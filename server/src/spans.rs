@@ -170,6 +170,10 @@ impl Span {
         }
     }
 
+    pub fn count(&self, key: &'static str, number: usize) {
+        self.set(key, i64::try_from(number).unwrap_or(i64::MAX));
+    }
+
     /// It failed, in one of a few ways. What an error says may hold a text, and is not told.
     pub fn failed(&self, kind: &'static str) {
         if let Some(context) = &self.0 {

@@ -91,7 +91,7 @@ impl Worker {
         let collection = claimed.collection.id;
         let keys: Vec<Key> = claimed.rows.iter().map(|row| row.key).collect();
         let span = Span::root("index documents".to_owned(), SpanKind::Consumer, None);
-        span.set("sextant.documents", keys.len() as i64);
+        span.count("sextant.documents", keys.len());
         let worked = span.run(timeout(lease.mul_f64(WORK_SHARE), self.work(claimed))).await;
         if !matches!(worked, Ok(Ok(()))) {
             span.failed("given_back");

@@ -29,7 +29,7 @@ pub fn json(dashboard: &Dashboard) -> String {
                 (left, top, height) = (0, top + height, 0);
             }
             let place = json!({"x": left, "y": top, "w": wide, "h": high});
-            panels.push(panel(shown, place, dashboard.of_deployment));
+            panels.push(panel(shown, &place, dashboard.of_deployment));
             left += wide;
             height = height.max(high);
         }
@@ -64,7 +64,7 @@ fn size(panel: &Panel) -> (usize, usize) {
     }
 }
 
-fn panel(panel: &Panel, place: Value, of_deployment: bool) -> Value {
+fn panel(panel: &Panel, place: &Value, of_deployment: bool) -> Value {
     let source = json!({"type": "prometheus", "uid": "${source}"});
     let kind = match panel.kind {
         Kind::Series => "timeseries",

@@ -149,9 +149,8 @@ impl Shown {
             faults.push("is not within the dashboard");
         }
         match self.kind.as_str() {
-            "row" => {}
             "text" if self.words.is_empty() => faults.push("says nothing"),
-            "text" => {}
+            "row" | "text" => {}
             "timeseries" | "stat" => {
                 if self.unit.is_empty() {
                     faults.push("has no unit");

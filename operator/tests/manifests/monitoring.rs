@@ -166,10 +166,9 @@ fn without_it_services_say_the_same_and_each_leads_to_pods_that_have_the_port() 
         let containers = pod.unwrap()["spec"]["containers"].as_array().unwrap();
         let mut ports = containers.iter().flat_map(|it| it["ports"].as_array().unwrap());
         let leads_to = &spec["ports"][0]["targetPort"];
-        assert!(
-            ports.any(|it| it["name"] == *leads_to && it["containerPort"].to_string() == port),
-            "{name}"
-        );
+        let port: u16 = port.parse().unwrap();
+        let is_it = |it: &Value| it["name"] == *leads_to && it["containerPort"] == port;
+        assert!(ports.any(is_it), "{name}");
     }
 }
 

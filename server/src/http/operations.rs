@@ -147,7 +147,13 @@ pub async fn invalidate(
     };
     let everywhere = services.search.invalidate(invalidation).await;
     let request_id = trace::current_request_id();
-    tracing::info!(scope, collection = request.collection, everywhere, request_id, "cache invalidated");
+    tracing::info!(
+        scope,
+        collection = request.collection,
+        everywhere,
+        request_id,
+        "cache invalidated"
+    );
     Ok(Json(Invalidated { scope: scope.to_owned(), everywhere }))
 }
 

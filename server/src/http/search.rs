@@ -295,7 +295,7 @@ fn parse(
 fn told(state: &AppState, query: &Query, found: &Found) -> Response {
     let (status, timings) = (found.status, found.timings);
     spans::note("sextant.cache.status", status.as_str());
-    spans::note("sextant.hits", found.answer.hits as i64);
+    spans::note("sextant.hits", i64::try_from(found.answer.hits).unwrap_or(i64::MAX));
     tracing::debug!(
         query = query.text,
         mode = query.mode.as_str(),

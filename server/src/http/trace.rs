@@ -13,7 +13,7 @@ tokio::task_local! {
 
 /// The id of the request that this task answers; empty outside of one.
 pub fn current_request_id() -> String {
-    CURRENT.try_with(|ids| ids.request_id.to_string()).unwrap_or_default()
+    CURRENT.try_with(|ids| ids.request_id.clone()).unwrap_or_default()
 }
 
 /// The id of the trace that this task is part of; empty outside of a request.

@@ -26,8 +26,7 @@ impl Collector {
         let spans = Spans::default();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
-        let router =
-            Router::new().route("/v1/traces", post(take)).with_state(Arc::clone(&spans));
+        let router = Router::new().route("/v1/traces", post(take)).with_state(Arc::clone(&spans));
         tokio::spawn(async move { axum::serve(listener, router).await });
         Self { url, spans }
     }
@@ -35,7 +34,8 @@ impl Collector {
     /// Spans of a trace, by when they began.
     pub fn of(&self, trace: &str) -> Vec<Span> {
         let spans = self.spans.lock().unwrap();
-        let mut of: Vec<_> = spans.iter().filter(|it| hex(&it.trace_id) == trace).cloned().collect();
+        let mut of: Vec<_> =
+            spans.iter().filter(|it| hex(&it.trace_id) == trace).cloned().collect();
         of.sort_by_key(|span| span.start_time_unix_nano);
         of
     }

@@ -50,8 +50,7 @@ async fn calls_of_an_administrator_are_logged_with_their_key_at_any_level() {
         let made = cli(add).arg(&file).output().await.unwrap();
         keys.push(String::from_utf8(made.stdout).unwrap().trim().to_owned());
     }
-    let options =
-        gym().set("auth.keys_file", file.to_str().unwrap()).set("log.level", "error");
+    let options = gym().set("auth.keys_file", file.to_str().unwrap()).set("log.level", "error");
     let server = Server::start(options).await;
     let invalidate = async |key: &str| {
         let api = server.api.with_key(key);

@@ -278,7 +278,7 @@ impl Flight {
         let started = Instant::now();
         let of = std::mem::take(&mut self.batch.spans);
         let span = Span::batch("embed batch", of, SystemTime::now());
-        span.set("sextant.batch.texts", self.batch.texts.len() as i64);
+        span.count("sextant.batch.texts", self.batch.texts.len());
         self.answer = span.run(self.shared.ask(&self.batch)).await;
         drop(span);
         let shared = Arc::clone(&self.shared);

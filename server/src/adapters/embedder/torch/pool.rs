@@ -461,8 +461,8 @@ fn record(batch: &Batch, took: Duration, waiters: &[Vec<Row>]) {
         }
     }
     let span = Span::batch("embed batch", of, SystemTime::now() - took);
-    span.set("sextant.batch.texts", batch.texts.len() as i64);
-    span.set("sextant.batch.tokens", batch.tokens as i64);
+    span.count("sextant.batch.texts", batch.texts.len());
+    span.count("sextant.batch.tokens", batch.tokens);
 }
 
 /// A batch that is too large for the device's memory is embedded in halves.

@@ -174,7 +174,7 @@ impl<C: Client> Servers<C> {
             let span = Span::child("milvus", SpanKind::Client);
             span.set("db.system.name", "milvus");
             span.set("db.operation.name", action);
-            span.set("sextant.milvus.server", place as i64);
+            span.count("sextant.milvus.server", place);
             let answer = span.run(timeout(limit, answer)).await;
             match &answer {
                 Ok(Ok(_)) => {}
