@@ -39,8 +39,8 @@ async fn run(program: &str, arguments: &[&str]) -> String {
 }
 
 async fn promtool(arguments: &[&str]) {
-    let output = Command::new("promtool").args(arguments).output().await;
-    let output = output.expect("promtool is installed: deploy/setup/setup.sh services");
+    // Installed by deploy/setup/setup.sh services.
+    let output = Command::new("promtool").args(arguments).output().await.unwrap();
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     assert!(output.status.success(), "{}{}", text(&output.stdout), text(&output.stderr));
 }
