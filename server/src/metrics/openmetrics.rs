@@ -121,7 +121,7 @@ mod tests {
         let text = encode(&families, "took_seconds", &exemplars);
         let at = exemplars.of(&["/"])[1].unwrap().at;
         let expected = format!(
-            r##"# TYPE shots counter
+            r#"# TYPE shots counter
 # HELP shots Shots.
 shots_total{{at="a\"b\\c\nd"}} 1
 # TYPE took_seconds histogram
@@ -132,7 +132,7 @@ took_seconds_bucket{{route="/",le="+Inf"}} 1
 took_seconds_sum{{route="/"}} 0.75
 took_seconds_count{{route="/"}} 1
 # EOF
-"##,
+"#,
             0xab
         );
         assert_eq!(text, expected);
