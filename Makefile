@@ -42,6 +42,7 @@ BENCH := "$$CARGO_TARGET_DIR/release/bench"
 SIZING := "$$CARGO_TARGET_DIR/release/sizing"
 # For kubectl, and for the chart, which takes nothing from outside its folder.
 CRDS := crds/searchdeployments.yaml charts/sextant/files/searchdeployments.yaml
+DASHBOARDS := charts/sextant/files/dashboards
 # Of the whole workspace, whatever is built: dependencies then have the same features, and nothing is
 # built twice.
 CARGO_ARGS := --release --locked --workspace
@@ -49,8 +50,6 @@ CARGO_ARGS := --release --locked --workspace
 # cargo uses all cores by itself, and the targets build on each other.
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
-DASHBOARDS := charts/sextant/files/dashboards
-
 .PHONY: help setup build run run-full images cluster-up cluster-down e2e test fmt fmt-check lint deny openapi crds dashboards sizing generated bench bench-embed clean
 
 help: ## List the targets
@@ -124,7 +123,8 @@ sizing: setup ## Write the tables of docs/sizing.md from docs/measured/: make si
 	@$(SIZING) $(ARGS)
 
 generated: build ## Are docs/openapi.json, crds/, the dashboards and docs/sizing.md what the programs say?
-	@folder=$$(mktemp -d) && trap 'rm -rf "$$folder"' EXIT && cargo run --quiet $(CARGO_ARGS) --bin dashboards -- "$$folder" && \
+	@folder=$$(mktemp -d) && trap 'rm -rf "$$folder"' EXIT && \
+		cargo run --quiet $(CARGO_ARGS) --bin dashboards -- "$$folder" && \
 		diff -ru $(DASHBOARDS) "$$folder" || { echo 'the dashboards are not up to date: make dashboards' >&2; exit 1; }
 	@cargo build $(CARGO_ARGS) --bin sizing
 	@$(SIZING) --check
