@@ -79,7 +79,7 @@ fn span(method: &'static str, route: Option<&MatchedPath>, parent: Option<&SpanC
 
 /// What took long, and of a search in which stage. Never its text.
 fn log_slow(method: &str, route: &str, response: &Response, took: Duration, ids: &RequestIds) {
-    let ms = |time: Duration| time.as_millis() as u64;
+    let ms = |time: Duration| (time.as_secs_f64() * 1e4).round() / 10.0;
     let searched = response.extensions().get::<Searched>();
     let stage = |of: fn(&Timings) -> Option<Duration>| {
         searched.and_then(|searched| of(&searched.timings)).map(ms)
