@@ -6,7 +6,7 @@
 #
 #   images.sh NAME…     makes these as far as they have changed, and imports them into a cluster that
 #                       is up: pause server operator postgres redis milvus load; milvus23 etcd
-#                       kafka s3
+#                       kafka s3 redis-exporter
 set -euo pipefail
 here=$(dirname "$(readlink -f "$0")")
 cd "$here/../.."
@@ -124,6 +124,7 @@ for name; do
     operator) of_ours operator "$VERSION" "$TARGET/release/sextant-operator" ;;
     postgres) of_ours postgres "$(sed -n 's/^ARG MAJOR=//p' deploy/images/postgres/Dockerfile)" ;;
     redis) stand_in redis docker.io/library/redis:7.4 ;;
+    redis-exporter) stand_in redis-exporter docker.io/oliver006/redis_exporter:v1.91.1 ;;
     milvus) stand_in milvus-lite docker.io/milvusdb/milvus:v2.6.15 "$CACHE/milvus-lite" ;;
     milvus23) stand_in milvus23 docker.io/milvusdb/milvus:v2.3.5 "$CACHE/milvus23" ;;
     etcd) stand_in etcd quay.io/coreos/etcd:v3.5.25 ;;

@@ -27,7 +27,7 @@ if [ "${1:-}" = core ]; then
 elif [ "${USE_EXISTING_CLUSTER:-}" != true ]; then
     # What the cluster of Milvus is made of.
     deploy/setup/setup.sh milvus23 cluster-stores
-    "$here/images.sh" milvus23 etcd kafka s3
+    "$here/images.sh" milvus23 etcd kafka s3 redis-exporter
 fi
 # One at a time: they share a stack, and break it.
 cargo test --release --locked --workspace --test e2e -- --test-threads=1 --nocapture "$@"

@@ -9,6 +9,7 @@ mod install;
 mod lifecycle;
 mod milvus;
 mod milvus_cluster;
+mod monitoring;
 mod operator;
 mod postgres;
 mod security;

@@ -6,7 +6,7 @@ use sextant_e2e::load::{Rates, Report};
 
 use crate::support::{AROUND, Cluster, Load, Stack, figure, free_port, processes_of, until};
 
-const NAMESPACE: &str = "vectors";
+pub const NAMESPACE: &str = "vectors";
 const MANIFESTS: &str = "tests/e2e/tests/milvus-cluster.yaml";
 const QUERY_NODES: &str = "pods -n vectors -l app.kubernetes.io/component=milvus-querynode";
 const SERVERS: &str = "pods -n vectors -l app.kubernetes.io/component=api";
@@ -15,7 +15,7 @@ const RATES: Rates = Rates { searches_per_second: 10.0, writes_per_second: 5.0 }
 const WELL: Duration = Duration::from_secs(10);
 
 /// The cluster, as long as the work takes.
-async fn with_cluster(work: impl AsyncFnOnce(&Cluster)) {
+pub async fn with_cluster(work: impl AsyncFnOnce(&Cluster)) {
     let (stack, _) = Stack::get().await;
     let cluster = &stack.cluster;
     let delete = format!("kubectl delete -f {MANIFESTS} --ignore-not-found --wait --timeout=5m");

@@ -44,14 +44,32 @@ impl Cluster {
     }
 
     pub async fn try_sh(&self, script: &str) -> Result<String, String> {
+        let mut command = self.command("bash");
+        command.args(["-euo", "pipefail", "-c", script]);
+        let output =
+            timeout(LONGEST_COMMAND, command.output()).await.map_err(|_| "takes too long")?;
+        let output = output.map_err(|error| error.to_string())?;
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim().to_owned();
+        if output.status.success() {
+            return Ok(text(&output.stdout));
+        }
+        Err(format!("{}\n{}\n{}", output.status, text(&output.stdout), text(&output.stderr)))
+    }
+
+    /// A program in the repository's folder, with kubectl and helm at hand. It ends when it is dropped.
+    pub fn command(&self, program: &str) -> Command {
         let cache = std::env::var("CACHE").unwrap_or_else(|_| {
             let home = std::env::var("HOME").unwrap();
             std::env::var("XDG_CACHE_HOME").unwrap_or(format!("{home}/.cache")) + "/sextant"
         });
         let path = format!("{cache}/kubernetes:{cache}/bin:{}", std::env::var("PATH").unwrap());
-        let mut command = Command::new("bash");
+        // Not looked up by this process, whose path is another.
+        let program = std::env::split_paths(&path)
+            .map(|folder| folder.join(program))
+            .find(|file| file.is_file())
+            .unwrap_or_else(|| panic!("there is no {program} in {path}"));
+        let mut command = Command::new(program);
         command
-            .args(["-euo", "pipefail", "-c", script])
             .current_dir(repository(""))
             .env("PATH", path)
             .env("KUBECONFIG", &self.config)
@@ -62,14 +80,14 @@ impl Cluster {
                 command.env_remove(name);
             }
         }
-        let output =
-            timeout(LONGEST_COMMAND, command.output()).await.map_err(|_| "takes too long")?;
-        let output = output.map_err(|error| error.to_string())?;
-        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim().to_owned();
-        if output.status.success() {
-            return Ok(text(&output.stdout));
-        }
-        Err(format!("{}\n{}\n{}", output.status, text(&output.stdout), text(&output.stderr)))
+        command
+    }
+
+    /// Names of the pods with a label.
+    pub async fn pods(&self, namespace: &str, label: &str) -> Vec<String> {
+        let pods = self.get(&format!("pods -n {namespace} -l {label}")).await;
+        let pods = pods["items"].as_array().unwrap().iter();
+        pods.map(|pod| pod["metadata"]["name"].as_str().unwrap().to_owned()).collect()
     }
 
     /// An object, or a list of them, as JSON.

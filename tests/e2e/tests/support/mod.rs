@@ -1,11 +1,13 @@
 //! A cluster, a stack on it, and load inside.
 
 mod cluster;
+mod forward;
 mod load;
 mod probe;
 mod stack;
 
 pub use cluster::{Cluster, repository};
+pub use forward::Forward;
 pub use load::Load;
 pub use probe::{Probe, processes_of};
 pub use stack::{NAME, NAMESPACE, Stack};

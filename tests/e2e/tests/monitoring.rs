@@ -1,0 +1,113 @@
+//! The dashboards on a real Prometheus that scrapes a whole stack, and a cluster of Milvus with its
+//! real roles: everything that has metrics.
+
+use std::path::PathBuf;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use serde_json::json;
+use sextant_dashboards::expression::Source;
+use sextant_dashboards::look::Client;
+use sextant_dashboards::picture;
+use sextant_dashboards::shown::Board;
+use sextant_e2e::load::Rates;
+use sextant_stack::prometheus::{Prometheus, Target};
+
+use crate::milvus_cluster;
+use crate::support::{Forward, Load, NAME, NAMESPACE, Stack, repository, try_until, until};
+
+const ALL: [Source; 5] =
+    [Source::Server, Source::Operator, Source::Patroni, Source::Redis, Source::Milvus];
+const RATES: Rates = Rates { searches_per_second: 4.0, writes_per_second: 2.0 };
+/// Namespace, component and port of what is scraped, beside the operator.
+const SCRAPED: [(&str, &str, u16); 8] = [
+    (NAMESPACE, "api", 8080),
+    (NAMESPACE, "redis", 9121),
+    (NAMESPACE, "postgres", 8008),
+    (milvus_cluster::NAMESPACE, "api", 8080),
+    (milvus_cluster::NAMESPACE, "milvus-proxy", 9091),
+    (milvus_cluster::NAMESPACE, "milvus-coordinator", 9091),
+    (milvus_cluster::NAMESPACE, "milvus-querynode", 9091),
+    (milvus_cluster::NAMESPACE, "milvus-datanode", 9091),
+];
+
+#[tokio::test]
+async fn each_panel_of_the_dashboards_has_data_on_a_cluster() {
+    let (stack, _) = Stack::get().await;
+    stack.patch(&json!({"cache": {"exporter": {"enabled": true}}})).await;
+    milvus_cluster::with_cluster(async |cluster| {
+        stack.whole(Duration::from_mins(3)).await;
+        let (mut forwards, mut targets) = (Vec::new(), Vec::new());
+        let mut scrape = async |namespace: &str, pod: &str, port, labels: Vec<_>| {
+            let forward = Forward::to_pod(cluster, namespace, pod, port).await;
+            targets.push(Target { address: forward.address.clone(), labels });
+            forwards.push(forward);
+        };
+        for (namespace, component, port) in SCRAPED {
+            let label = format!("app.kubernetes.io/component={component}");
+            for pod in cluster.pods(namespace, &label).await {
+                let labels = [
+                    ("namespace", namespace),
+                    ("search_deployment", NAME),
+                    ("component", component),
+                    ("pod", &pod),
+                ];
+                let labels = labels.map(|(name, value)| (name, value.to_owned())).into();
+                scrape(namespace, &pod, port, labels).await;
+            }
+        }
+        for pod in cluster.pods("sextant", "app.kubernetes.io/name=sextant-operator").await {
+            scrape("sextant", &pod, 8081, vec![("pod", pod.clone())]).await;
+        }
+        let folder = tempfile::tempdir().unwrap();
+        let rules = repository("charts/sextant/files/alerts.yaml");
+        let rules = std::fs::read_to_string(rules).unwrap();
+        let start = now();
+        let prometheus = Prometheus::start(folder.path(), &targets, &rules).await.unwrap();
+        let client = Client(async |path: String| prometheus.get(&path).await.unwrap());
+
+        let loads =
+            [NAMESPACE, milvus_cluster::NAMESPACE].map(|namespace| Load { cluster, namespace });
+        loads[1].begin().await;
+        for load in &loads {
+            load.start(RATES).await;
+        }
+        let scraped = format!("count(count_over_time(up[5m]) >= 30) == {}", targets.len());
+        until("everything is scraped", Duration::from_mins(2), async || {
+            client.holds(&scraped).await.then_some(()).ok_or_else(|| scraped.clone())
+        })
+        .await;
+        // One fault.
+        stack.kill_postgres(&stack.primary().await.unwrap()).await;
+        stack.whole(Duration::from_mins(3)).await;
+
+        let boards = Board::read_all(&repository("charts/sextant/files/dashboards")).unwrap();
+        let mut last = None;
+        let looked = try_until("data for each panel", Duration::from_mins(1), async || {
+            let span = start..now();
+            let look = client.look(&boards, &ALL, &span).await?;
+            let faults = look.faults.clone();
+            last = Some((look, span));
+            if faults.is_empty() { Ok(()) } else { Err(format!("{faults:#?}")) }
+        })
+        .await;
+        for load in &loads {
+            load.stop().await;
+        }
+        let (look, span) = last.unwrap();
+        let pages = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("dashboards-cluster");
+        std::fs::create_dir_all(&pages).unwrap();
+        for (board, seen) in boards.iter().zip(&look.seen) {
+            let page = pages.join(format!("{}.html", board.name));
+            std::fs::write(page, picture::page(board, seen, &span)).unwrap();
+        }
+        println!("pages with the dashboards are in {}", pages.display());
+        looked.unwrap();
+    })
+    .await;
+    stack.patch(&json!({"cache": {"exporter": null}})).await;
+    stack.whole(Duration::from_mins(3)).await;
+}
+
+fn now() -> f64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs_f64()
+}
