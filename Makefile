@@ -39,10 +39,11 @@ CUDA := case "$$DEVICE" in cuda*) $(SETUP) cuda ;; esac
 SERVER := "$$CARGO_TARGET_DIR/release/sextant-server"
 OPERATOR := "$$CARGO_TARGET_DIR/release/sextant-operator"
 BENCH := "$$CARGO_TARGET_DIR/release/bench"
+DASHBOARDS := "$$CARGO_TARGET_DIR/release/dashboards"
 SIZING := "$$CARGO_TARGET_DIR/release/sizing"
 # For kubectl, and for the chart, which takes nothing from outside its folder.
 CRDS := crds/searchdeployments.yaml charts/sextant/files/searchdeployments.yaml
-DASHBOARDS := charts/sextant/files/dashboards
+GRAFANA := charts/sextant/files/dashboards
 # Of the whole workspace, whatever is built: dependencies then have the same features, and nothing is
 # built twice.
 CARGO_ARGS := --release --locked --workspace
@@ -115,18 +116,18 @@ openapi: build ## Write docs/openapi.json
 crds: build ## Write crds/, also into the chart
 	@for file in $(CRDS); do $(OPERATOR) crd > $$file.part && mv $$file.part $$file || exit; done
 
-dashboards: ## Write the dashboards for Grafana into the chart
-	@cargo run --quiet $(CARGO_ARGS) --bin dashboards -- $(DASHBOARDS)
+dashboards: setup ## Write the dashboards for Grafana into the chart
+	@cargo build $(CARGO_ARGS) --bin dashboards
+	@$(DASHBOARDS) $(GRAFANA)
 
 sizing: setup ## Write the tables of docs/sizing.md from docs/measured/: make sizing ARGS='--help'
 	@cargo build $(CARGO_ARGS) --bin sizing
 	@$(SIZING) $(ARGS)
 
 generated: build ## Are docs/openapi.json, crds/, the dashboards and docs/sizing.md what the programs say?
-	@folder=$$(mktemp -d) && trap 'rm -rf "$$folder"' EXIT && \
-		cargo run --quiet $(CARGO_ARGS) --bin dashboards -- "$$folder" && \
-		diff -ru $(DASHBOARDS) "$$folder" || { echo 'the dashboards are not up to date: make dashboards' >&2; exit 1; }
-	@cargo build $(CARGO_ARGS) --bin sizing
+	@cargo build $(CARGO_ARGS) --bin dashboards --bin sizing
+	@folder=$$(mktemp -d) && trap 'rm -rf "$$folder"' EXIT && $(DASHBOARDS) "$$folder" && diff -ru $(GRAFANA) "$$folder" || \
+		{ echo 'the dashboards are not up to date: make dashboards' >&2; exit 1; }
 	@$(SIZING) --check
 	@$(SERVER) openapi | diff -u docs/openapi.json - || { echo 'docs/openapi.json is not up to date: make openapi' >&2; exit 1; }
 	@for file in $(CRDS); do $(OPERATOR) crd | diff -u $$file - || { echo "$$file is not up to date: make crds" >&2; exit 1; }; done

@@ -52,6 +52,12 @@ pub fn source(metric: &str, recorded: &Recorded) -> Option<Source> {
     None
 }
 
+/// Who exports a metric that an expression names: of what every process exports, its labels say which.
+pub fn source_in(expression: &str, metric: &str, recorded: &Recorded) -> Option<Source> {
+    let of_milvus = metric.starts_with("process_") && expression.contains(r#"component=~"milvus"#);
+    if of_milvus { Some(Source::Milvus) } else { source(metric, recorded) }
+}
+
 /// The metrics that an expression names, each once, in its order.
 pub fn metrics(expression: &str) -> Vec<String> {
     let plain = plain(expression);

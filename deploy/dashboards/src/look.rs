@@ -9,7 +9,7 @@ use std::ops::Range;
 
 use serde_json::Value;
 
-use crate::expression::{Recorded, Source, metrics, source};
+use crate::expression::{Recorded, Source, metrics, source_in};
 use crate::shown::{Board, Shown, Target, Variable};
 
 /// Seconds between two points of a curve.
@@ -167,7 +167,7 @@ impl Seen {
     fn check(&mut self, expression: &str, known: &Known<'_>) {
         for metric in metrics(expression) {
             let is_there = known.names.contains(&metric) || known.recorded.contains_key(&metric);
-            match source(&metric, &known.recorded) {
+            match source_in(expression, &metric, &known.recorded) {
                 None => self.faults.push(format!("nobody is known to export {metric}")),
                 Some(Source::Prometheus) => {}
                 Some(source) if !known.here.contains(&source) => {

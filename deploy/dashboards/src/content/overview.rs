@@ -130,7 +130,10 @@ pub const OVERVIEW: Dashboard = Dashboard {
                     about: "",
                     unit: Unit::Bytes,
                     kind: Kind::Series,
-                    queries: &[("process_resident_memory_bytes{$chosen}", "{{pod}}")],
+                    queries: &[(
+                        r#"process_resident_memory_bytes{$chosen,component=~"api|embedder"}"#,
+                        "{{pod}}",
+                    )],
                 },
                 Panel {
                     title: "Memory of the caches",
