@@ -8,11 +8,11 @@
 //! conventions; those that begin with `sextant.` are our own.
 
 use std::future::Future;
+use std::pin::Pin;
 use std::sync::OnceLock;
+use std::task::Poll;
 use std::time::{Duration, SystemTime};
 
-use futures::future::Either;
-use opentelemetry::context::FutureExt;
 use opentelemetry::trace::{
     Link, SpanBuilder, SpanContext, SpanKind, Status, TraceContextExt, Tracer, TracerProvider,
 };
@@ -21,6 +21,7 @@ use opentelemetry_otlp::{ExporterBuildError, WithExportConfig};
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::error::OTelSdkResult;
 use opentelemetry_sdk::trace::{Sampler, SdkTracer, SdkTracerProvider, SpanData, SpanExporter};
+use pin_project_lite::pin_project;
 use prometheus::IntCounter;
 
 use crate::config::TracesConfig;
@@ -157,11 +158,8 @@ impl Span {
     }
 
     /// Runs a part of it: what that starts are its children.
-    pub fn run<F: Future>(&self, part: F) -> impl Future<Output = F::Output> + use<F> {
-        match &self.0 {
-            None => Either::Left(part),
-            Some(context) => Either::Right(part.with_context(context.clone())),
-        }
+    pub fn run<F: Future>(&self, part: F) -> Run<F> {
+        Run { context: self.0.clone(), part }
     }
 
     pub fn set(&self, key: &'static str, value: impl Into<Value>) {
@@ -189,6 +187,26 @@ impl Span {
     /// Its place in its trace, recorded or not.
     pub fn context(&self) -> Option<SpanContext> {
         self.0.as_ref().map(|context| context.span().span_context().clone())
+    }
+}
+
+pin_project! {
+    /// A part of something that may be recorded. One type for both cases: as a choice between two, all of
+    /// the part's code would be compiled twice.
+    pub struct Run<F> {
+        context: Option<Context>,
+        #[pin]
+        part: F,
+    }
+}
+
+impl<F: Future> Future for Run<F> {
+    type Output = F::Output;
+
+    fn poll(self: Pin<&mut Self>, task: &mut std::task::Context<'_>) -> Poll<F::Output> {
+        let this = self.project();
+        let _guard = this.context.clone().map(Context::attach);
+        this.part.poll(task)
     }
 }
 

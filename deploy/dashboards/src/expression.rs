@@ -160,4 +160,16 @@ mod tests {
             assert_eq!(source(metric, &recorded), expected, "{metric}");
         }
     }
+
+    #[test]
+    fn what_every_process_exports_is_of_whom_the_labels_say() {
+        let recorded = Recorded::default();
+        for (component, expected) in
+            [("api|embedder", Source::Server), ("milvus.*", Source::Milvus)]
+        {
+            let expression = format!(r#"process_open_fds{{component=~"{component}"}}"#);
+            let source = source_in(&expression, "process_open_fds", &recorded);
+            assert_eq!(source, Some(expected), "{component}");
+        }
+    }
 }
