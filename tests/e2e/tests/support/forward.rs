@@ -26,6 +26,7 @@ impl Forward {
             .command("kubectl")
             .args(["port-forward", "-n", namespace, &format!("pod/{pod}"), &format!(":{port}")])
             .stdout(Stdio::piped())
+            .stderr(Stdio::null()) // connections that were closed before their answer
             .spawn()
             .unwrap();
         let mut lines = BufReader::new(child.stdout.take().unwrap());
