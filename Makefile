@@ -28,6 +28,9 @@ run-full: export DATA_DIR := $(value DATA_DIR)
 run-full: export SEXTANT_EMBEDDER__MODEL_DIR = $(MODEL_DIR)
 run-full: export SEXTANT_EMBEDDER__DEVICE = $(value DEVICE)
 
+# Most tests wait for servers that they started, and leave the cores to others.
+test: export RUST_TEST_THREADS ?= $(shell expr 2 '*' "$$(nproc)")
+
 run run-full images bench-embed: export DEVICE := $(value DEVICE)
 
 MAKEFLAGS += --no-print-directory

@@ -233,9 +233,15 @@ impl SearchDeploymentSpec {
         secrets.extend(cache.into_iter().chain(milvus).map(|secret| secret.name.as_str()));
         let storage = self.object_storage.as_ref();
         secrets.extend(storage.and_then(|storage| storage.credentials_secret.as_deref()));
+        secrets.extend(self.trace_headers().map(|secret| secret.name.as_str()));
         secrets.sort_unstable();
         secrets.dedup();
         secrets
+    }
+
+    /// What the servers send to the collector of traces beside the spans.
+    pub fn trace_headers(&self) -> Option<&SecretKey> {
+        self.traces.as_ref()?.headers_secret.as_ref()
     }
 }
 
@@ -276,6 +282,10 @@ pub struct Traces {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0, max = 100))]
     pub percent: Option<i32>,
+    /// Headers for the collector, as in authorization=Bearer%20abc,x-tenant=gym: the form of
+    /// OTEL_EXPORTER_OTLP_HEADERS.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub headers_secret: Option<SecretKey>,
 }
 
 impl Traces {

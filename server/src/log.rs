@@ -4,7 +4,7 @@ use std::io::IsTerminal;
 use std::sync::{Mutex, OnceLock, PoisonError};
 
 use tracing_subscriber::layer::SubscriberExt;
-use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::util::{SubscriberInitExt, TryInitError};
 use tracing_subscriber::{EnvFilter, Layer, Registry, fmt, reload};
 
 use crate::config::{LogConfig, LogFormat};
@@ -22,8 +22,10 @@ struct Control {
 
 #[derive(Debug, thiserror::Error)]
 pub enum LogError {
-    #[error("{0}")]
+    #[error("invalid `log.level`: {0}")]
     Level(String),
+    #[error("this process logs already: {0}")]
+    Started(#[from] TryInitError),
     #[error("this process does not log")]
     NotStarted,
 }
@@ -40,8 +42,7 @@ pub fn start(config: &LogConfig) -> Result<(), LogError> {
         LogFormat::Text => lines.boxed(),
         LogFormat::Json => lines.json().boxed(),
     };
-    let started = tracing_subscriber::registry().with(lines.with_filter(filter)).try_init();
-    started.map_err(|error| LogError::Level(error.to_string()))?;
+    tracing_subscriber::registry().with(lines.with_filter(filter)).try_init()?;
     let level = Mutex::new(config.level.clone());
     let _ = CONTROL.set(Control { filter: handle, level }); // the first one alone gets here
     Ok(())

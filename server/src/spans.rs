@@ -162,6 +162,16 @@ impl Span {
         Run { context: self.0.clone(), part }
     }
 
+    /// Runs all of it, and ends. What failed is told in a word for its outcome: what an error says may
+    /// hold a text.
+    pub fn call<F, K>(self, call: F, failure: K) -> Call<F, K>
+    where
+        F: Future,
+        K: FnOnce(&F::Output) -> Option<&'static str>,
+    {
+        Call { run: self.run(call), failure: Some(failure) }
+    }
+
     pub fn set(&self, key: &'static str, value: impl Into<Value>) {
         if let Some(context) = &self.0 {
             context.span().set_attribute(KeyValue::new(key, value));
@@ -172,7 +182,7 @@ impl Span {
         self.set(key, i64::try_from(number).unwrap_or(i64::MAX));
     }
 
-    /// It failed, in one of a few ways. What an error says may hold a text, and is not told.
+    /// It failed, in one of a few ways.
     pub fn failed(&self, kind: &'static str) {
         if let Some(context) = &self.0 {
             context.span().set_status(Status::error(kind));
@@ -207,6 +217,33 @@ impl<F: Future> Future for Run<F> {
         let this = self.project();
         let _guard = this.context.clone().map(Context::attach);
         this.part.poll(task)
+    }
+}
+
+pin_project! {
+    /// All of something that may be recorded. As an `async fn` it would be twice as large.
+    pub struct Call<F, K> {
+        #[pin]
+        run: Run<F>,
+        failure: Option<K>,
+    }
+}
+
+impl<F, K> Future for Call<F, K>
+where
+    F: Future,
+    K: FnOnce(&F::Output) -> Option<&'static str>,
+{
+    type Output = F::Output;
+
+    fn poll(self: Pin<&mut Self>, task: &mut std::task::Context<'_>) -> Poll<F::Output> {
+        let mut this = self.project();
+        let outcome = std::task::ready!(this.run.as_mut().poll(task));
+        let span = Span(this.run.project().context.take());
+        if let Some(kind) = this.failure.take().and_then(|failure| failure(&outcome)) {
+            span.failed(kind);
+        }
+        Poll::Ready(outcome)
     }
 }
 

@@ -92,11 +92,10 @@ impl Worker {
         let keys: Vec<Key> = claimed.rows.iter().map(|row| row.key).collect();
         let span = Span::root("index documents".to_owned(), SpanKind::Consumer, None);
         span.count("sextant.documents", keys.len());
-        let worked = span.run(timeout(lease.mul_f64(WORK_SHARE), self.work(claimed))).await;
-        if !matches!(worked, Ok(Ok(()))) {
-            span.failed("given_back");
-        }
-        drop(span);
+        let work = timeout(lease.mul_f64(WORK_SHARE), self.work(claimed));
+        let failure =
+            |worked: &Result<_, _>| (!matches!(worked, Ok(Ok(())))).then_some("given_back");
+        let worked = span.call(work, failure).await;
         let error = match worked {
             Ok(Ok(())) => {
                 self.batch.store((batch * 2).min(self.options.batch), Ordering::Relaxed);

@@ -18,12 +18,14 @@ pub enum Source {
     /// The exporter beside Redis.
     Redis,
     Milvus,
+    /// NVIDIA's exporter on nodes with GPUs.
+    Dcgm,
     /// Prometheus itself.
     Prometheus,
 }
 
 /// How the names begin; what is more exact comes first.
-const BEGINNINGS: [(&str, Source); 8] = [
+const BEGINNINGS: [(&str, Source); 9] = [
     ("sextant_operator_", Source::Operator),
     ("sextant_", Source::Server),
     ("http_server_", Source::Server),
@@ -31,6 +33,7 @@ const BEGINNINGS: [(&str, Source); 8] = [
     ("patroni_", Source::Patroni),
     ("redis_", Source::Redis),
     ("milvus_", Source::Milvus),
+    ("DCGM_", Source::Dcgm),
     ("ALERTS", Source::Prometheus),
 ];
 
@@ -154,6 +157,7 @@ mod tests {
             ("sextant_redis_up", Some(Source::Server)),
             ("sextant_operator_available", Some(Source::Operator)),
             ("redis_up", Some(Source::Redis)),
+            ("DCGM_FI_DEV_GPU_UTIL", Some(Source::Dcgm)),
             ("a:loop", None),
             ("sextent_documents", None),
         ] {

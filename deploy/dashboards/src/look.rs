@@ -6,14 +6,18 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 use std::ops::Range;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde_json::Value;
+use tokio::time::{Instant, sleep};
 
 use crate::expression::{Recorded, Source, metrics, source_in};
 use crate::shown::{Board, Shown, Target, Variable};
 
 /// Seconds between two points of a curve.
 const STEP: &str = "1";
+/// Between two looks.
+const PAUSE: Duration = Duration::from_millis(200);
 
 /// A Prometheus, by whatever makes a GET of a path and returns the body.
 pub struct Client<G>(pub G);
@@ -37,6 +41,8 @@ pub struct Seen {
 
 /// What there is for several dashboards.
 pub struct Look {
+    /// Of time, in seconds since 1970.
+    pub span: Range<f64>,
     /// For each dashboard, and of it for each panel.
     pub seen: Vec<Vec<Seen>>,
     pub faults: Vec<String>,
@@ -57,8 +63,9 @@ impl<G: AsyncFn(String) -> String> Client<G> {
         answer.is_ok_and(|data| data["result"].as_array().is_some_and(|list| !list.is_empty()))
     }
 
-    /// Looks at every panel over a span of time, in seconds since 1970. The faults are those of the
-    /// dashboards, of their data, as far as that is of a source that is `here`, and of the rules.
+    /// Looks at every panel over the time since `start`, in seconds since 1970, until there is no fault
+    /// or it took too long: what happened last shows after the next scrapes. The faults are those of
+    /// the dashboards, of their data, as far as that is of a source that is `here`, and of the rules.
     ///
     /// # Errors
     /// What Prometheus says when it does not tell what it has.
@@ -66,11 +73,29 @@ impl<G: AsyncFn(String) -> String> Client<G> {
         &self,
         boards: &[Board],
         here: &[Source],
-        span: &Range<f64>,
+        start: f64,
+        patience: Duration,
+    ) -> Result<Look, String> {
+        let deadline = Instant::now() + patience;
+        loop {
+            let look = self.look_once(boards, here, start..now()).await?;
+            if look.faults.is_empty() || Instant::now() > deadline {
+                return Ok(look);
+            }
+            sleep(PAUSE).await;
+        }
+    }
+
+    async fn look_once(
+        &self,
+        boards: &[Board],
+        here: &[Source],
+        span: Range<f64>,
     ) -> Result<Look, String> {
         let names = strings(&self.ask("label/__name__/values", &[]).await?);
         let (recorded, mut faults) = rules(&self.ask("rules", &[]).await?);
-        let known = Known { names: names.into_iter().collect(), recorded, here, span };
+        let names = names.into_iter().collect();
+        let known = Known { names, recorded, here, span: &span };
         let mut seen = Vec::new();
         for board in boards {
             faults.extend(board.faults());
@@ -86,7 +111,7 @@ impl<G: AsyncFn(String) -> String> Client<G> {
             }
             seen.push(of_board);
         }
-        Ok(Look { seen, faults })
+        Ok(Look { span, seen, faults })
     }
 
     async fn panel(&self, board: &Board, panel: &Shown, known: &Known<'_>) -> Seen {
@@ -180,6 +205,11 @@ impl Seen {
             }
         }
     }
+}
+
+/// Seconds since 1970.
+pub fn now() -> f64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64()
 }
 
 /// What is recorded, and which rules fail.

@@ -1,9 +1,11 @@
 //! Dashboards as pages, roughly as Grafana draws them: a person looks at what a test has seen.
 
 use std::fmt::Write;
+use std::io;
 use std::ops::Range;
+use std::path::{Path, PathBuf};
 
-use crate::look::{Curve, Seen};
+use crate::look::{Curve, Look, Seen};
 use crate::shown::{Board, Shown};
 
 /// Of a page, in pixels.
@@ -40,14 +42,34 @@ i { display: inline-block; width: 12px; height: 3px; margin-right: 4px; vertical
 .note { color: #777 }
 ";
 
-/// Of the page of a dashboard, in pixels.
-pub fn height(board: &Board) -> u32 {
+/// A dashboard as a file.
+pub struct Page {
+    pub path: PathBuf,
+    /// In pixels.
+    pub height: u32,
+}
+
+/// Writes a page for each dashboard of which there is something to see.
+pub fn write(folder: &Path, boards: &[Board], look: &Look) -> io::Result<Vec<Page>> {
+    std::fs::create_dir_all(folder)?;
+    let mut pages = Vec::new();
+    for (board, seen) in boards.iter().zip(&look.seen) {
+        if seen.iter().any(|panel| !panel.curves.is_empty()) {
+            let path = folder.join(format!("{}.html", board.name));
+            std::fs::write(&path, page(board, seen, &look.span))?;
+            pages.push(Page { path, height: height(board) });
+        }
+    }
+    Ok(pages)
+}
+
+fn height(board: &Board) -> u32 {
     let below = |panel: &Shown| panel.place.top.saturating_add(panel.place.height);
     HEAD + LINE * board.panels.iter().map(below).max().unwrap_or_default()
 }
 
 /// A page with each panel and what there is for it over a span of time, in seconds since 1970.
-pub fn page(board: &Board, seen: &[Seen], span: &Range<f64>) -> String {
+fn page(board: &Board, seen: &[Seen], span: &Range<f64>) -> String {
     let seconds = span.end - span.start;
     let title = escaped(&board.title);
     let mut page = format!(

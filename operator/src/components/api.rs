@@ -52,7 +52,9 @@ fn servers<'a>(deployment: &'a Deployment, observed: &Observed) -> Servers<'a> {
     if let Some(bytes) = spec.cache.near_memory.as_ref().and_then(Quantity::value) {
         config["cache"]["results_max_bytes"] = (bytes as u64).into();
     }
-    let secret_hash = observed.secret_hash(connections.iter().flat_map(Connection::secrets));
+    let secrets = connections.iter().flat_map(Connection::secrets);
+    let headers = spec.trace_headers().map(|secret| secret.name.as_str());
+    let secret_hash = observed.secret_hash(secrets.chain(headers));
     Servers {
         component: Component::Api,
         config,

@@ -81,10 +81,11 @@ fn servers<'a>(
 ) -> Servers<'a> {
     let spec = &deployment.spec.embedder;
     let keys_secret = keys::secret_of_embedders(deployment);
+    let headers = deployment.spec.trace_headers().map(|secret| secret.name.as_str());
     Servers {
         component: Component::Embedder,
         config: json!({"embedder": model_config(deployment)}),
-        secret_hash: observed.secret_hash([keys_secret.as_str()]),
+        secret_hash: observed.secret_hash([keys_secret.as_str()].into_iter().chain(headers)),
         keys_secret,
         replicas: spec.replicas(),
         autoscaling: spec.autoscaling.as_ref(),

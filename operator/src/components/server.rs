@@ -202,7 +202,7 @@ impl Servers<'_> {
             }
         }
         let connections = self.connections.iter().flat_map(|connection| connection.env.clone());
-        let env = connections.chain(self.trace_attributes(deployment)).collect();
+        let env = connections.chain(self.trace_variables(deployment)).collect();
         let container = Container {
             args: Some(vec!["serve".to_owned(), "--config".to_owned(), CONFIG.to_owned()]),
             ports: Some(vec![pod::port("http", PORT)]),
@@ -231,16 +231,24 @@ impl Servers<'_> {
         }
     }
 
-    /// What tells the servers' spans from those of other deployments. The pod is in them already.
-    fn trace_attributes(&self, deployment: &Deployment) -> Option<EnvVar> {
-        deployment.spec.traces.as_ref()?;
+    /// What tells the servers' spans from those of other deployments, the pod being in them already; and
+    /// the headers for their collector.
+    fn trace_variables(&self, deployment: &Deployment) -> Vec<EnvVar> {
+        if deployment.spec.traces.is_none() {
+            return Vec::new();
+        }
         let of = [
             ("k8s.namespace.name", deployment.namespace.as_str()),
             ("sextant.search_deployment", deployment.name.as_str()),
             ("sextant.component", self.component.as_str()),
         ];
         let of = of.map(|(name, value)| format!("{name}={value}")).join(",");
-        Some(pod::env("OTEL_RESOURCE_ATTRIBUTES", of))
+        let mut variables = vec![pod::env("OTEL_RESOURCE_ATTRIBUTES", of)];
+        let headers = deployment.spec.trace_headers();
+        variables.extend(headers.map(|SecretKey { name, key }| {
+            pod::secret_env("OTEL_EXPORTER_OTLP_HEADERS", name, key)
+        }));
+        variables
     }
 
     pub fn autoscaler(&self, deployment: &Deployment) -> Option<HorizontalPodAutoscaler> {

@@ -1,11 +1,11 @@
 //! The dashboards' panels about the operator, on a real Prometheus that scrapes it.
 
 use std::path::PathBuf;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use serde_json::json;
 use sextant_dashboards::expression::Source;
-use sextant_dashboards::look::Client;
+use sextant_dashboards::look::{Client, now};
 use sextant_dashboards::picture;
 use sextant_dashboards::shown::Board;
 use sextant_stack::prometheus::{Prometheus, Target};
@@ -13,10 +13,6 @@ use sextant_stack::prometheus::{Prometheus, Target};
 use crate::support::{TestCluster, repository};
 
 const PATIENCE: Duration = Duration::from_secs(30);
-
-fn now() -> f64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs_f64()
-}
 
 #[tokio::test]
 async fn each_panel_about_the_operator_has_data_and_is_drawn() {
@@ -45,24 +41,9 @@ async fn each_panel_about_the_operator_has_data_and_is_drawn() {
     until("sum(sextant_operator_reconcile_failures_total) > 0").await;
 
     let boards = Board::read_all(&repository("charts/sextant/files/dashboards")).unwrap();
-    let deadline = tokio::time::Instant::now() + PATIENCE;
-    // What happened last shows after the next scrapes.
-    let (look, span) = loop {
-        let span = start..now();
-        let look = client.look(&boards, &[Source::Operator], &span).await.unwrap();
-        if look.faults.is_empty() || tokio::time::Instant::now() > deadline {
-            break (look, span);
-        }
-        tokio::time::sleep(Duration::from_millis(200)).await;
-    };
+    let look = client.look(&boards, &[Source::Operator], start, PATIENCE).await.unwrap();
     let pages = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("dashboards-operator");
-    std::fs::create_dir_all(&pages).unwrap();
-    for (board, seen) in boards.iter().zip(&look.seen) {
-        if seen.iter().any(|panel| !panel.curves.is_empty()) {
-            let page = picture::page(board, seen, &span);
-            std::fs::write(pages.join(format!("{}.html", board.name)), page).unwrap();
-        }
-    }
+    picture::write(&pages, &boards, &look).unwrap();
     println!("pages with the dashboards' panels are in {}", pages.display());
     assert!(look.faults.is_empty(), "{:#?}", look.faults);
 }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use k8s_openapi::ByteString;
 use k8s_openapi::jiff::civil::date;
 use rand::SeedableRng;
 use rand::rngs::StdRng;
@@ -24,9 +25,12 @@ fn object(name: &str, spec: &Value) -> SearchDeployment {
 
 /// The objects where these kinds are not installed.
 fn objects(name: &str, spec: &Value, missing: &[Kind]) -> Desired {
+    seen(name, spec, &Observed { missing: missing.to_vec(), ..Observed::default() })
+}
+
+fn seen(name: &str, spec: &Value, observed: &Observed) -> Desired {
     let deployment = validate(&object(name, spec), "1.0.0").unwrap();
-    let observed = Observed { missing: missing.to_vec(), ..Observed::default() };
-    desired(&deployment, &observed, date(2026, 1, 1), &mut StdRng::seed_from_u64(1)).unwrap()
+    desired(&deployment, observed, date(2026, 1, 1), &mut StdRng::seed_from_u64(1)).unwrap()
 }
 
 /// All that there is of Milvus's roles, and everything else that has metrics.
@@ -197,4 +201,30 @@ fn nothing_is_scraped_where_nobody_wants_it() {
         assert!(annotated(&objects).is_empty());
         assert!(MONITORS.into_iter().all(|kind| of_kind(&objects, kind).is_empty()));
     }
+}
+
+#[test]
+fn the_headers_for_a_collector_are_only_named_and_other_ones_replace_the_servers_alone() {
+    let mut spec = all_of_it();
+    let headers = json!({"name": "otel", "key": "headers"});
+    spec["traces"] = json!({"endpoint": "https://otel.example.com", "headersSecret": headers});
+    assert!(object("gym", &spec).spec.secrets().contains(&"otel"));
+    let with = |headers: &[u8]| {
+        let secret = BTreeMap::from([("headers".to_owned(), ByteString(headers.to_vec()))]);
+        let referenced = BTreeMap::from([("otel".to_owned(), secret)]);
+        seen("gym", &spec, &Observed { referenced, ..Observed::default() })
+    };
+    let (one, other) = (with(b"authorization=one"), with(b"authorization=other"));
+    let (one, other) = (templates(&one), templates(&other));
+    let servers = ["gym-api", "gym-embedder"];
+    for server in servers {
+        let variables = one[server]["spec"]["containers"][0]["env"].as_array().unwrap();
+        let source = json!({"secretKeyRef": headers});
+        let is_it =
+            |it: &Value| it["name"] == "OTEL_EXPORTER_OTLP_HEADERS" && it["valueFrom"] == source;
+        assert!(variables.iter().any(is_it), "{server}");
+    }
+    let replaced = one.keys().filter(|name| one[*name] != other[*name]);
+    assert!(replaced.copied().eq(servers));
+    assert!(!one.values().any(|template| template.to_string().contains("authorization")));
 }

@@ -57,7 +57,7 @@ pub async fn serve(options: ServeOptions) -> Result<ExitCode, Failure> {
     let config = Config::load(options.config.as_deref(), std::env::vars())?;
     let seeds =
         options.seed.iter().map(|seed| seed::parse_seed(seed)).collect::<Result<Vec<_>, _>>()?;
-    log::start(&config.log).map_err(|error| format!("invalid `log.level`: {error}"))?;
+    log::start(&config.log)?;
     let keys = Keys::open(&config.auth)?;
     let _lock = lock_data_dir(&config.server.data_dir)?;
     let listener = TcpListener::bind(config.server.listen)
@@ -126,7 +126,7 @@ pub async fn serve(options: ServeOptions) -> Result<ExitCode, Failure> {
 
 /// Finds what a server would stumble over at its start, without starting it.
 pub fn check(config: &Config) -> Result<(), Failure> {
-    log::filter(&config.log.level).map_err(|error| format!("invalid `log.level`: {error}"))?;
+    log::filter(&config.log.level)?;
     Keys::open(&config.auth)?;
     if let (EmbedderKind::Torch, Some(folder)) = (config.embedder.kind, &config.embedder.model_dir)
         && !folder.join("model.safetensors").exists()

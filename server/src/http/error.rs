@@ -185,7 +185,9 @@ impl From<LogError> for Problem {
     fn from(error: LogError) -> Self {
         match error {
             LogError::Level(reason) => Self::field("level", reason),
-            LogError::NotStarted => Self::new("not-ready", error.to_string()),
+            LogError::Started(_) | LogError::NotStarted => {
+                Self::new("not-ready", error.to_string())
+            }
         }
     }
 }

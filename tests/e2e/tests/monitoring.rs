@@ -2,18 +2,18 @@
 //! real roles: everything that has metrics.
 
 use std::path::PathBuf;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use serde_json::json;
 use sextant_dashboards::expression::Source;
-use sextant_dashboards::look::Client;
+use sextant_dashboards::look::{Client, now};
 use sextant_dashboards::picture;
 use sextant_dashboards::shown::Board;
 use sextant_e2e::load::Rates;
 use sextant_stack::prometheus::{Prometheus, Target};
 
 use crate::milvus_cluster;
-use crate::support::{Forward, Load, NAME, NAMESPACE, Stack, repository, try_until, until};
+use crate::support::{Forward, Load, NAME, NAMESPACE, Stack, repository, until};
 
 /// What only a cluster has. Panels of servers and operator are looked at by tests that have them do all
 /// that there is to see. Those of Patroni are drawn and not asked for: it did not answer each run's
@@ -47,18 +47,20 @@ async fn each_panel_of_the_dashboards_has_data_on_a_cluster() {
         for (namespace, component, port) in SCRAPED {
             let label = format!("app.kubernetes.io/component={component}");
             for pod in cluster.pods(namespace, &label).await {
+                let pod = pod["metadata"]["name"].as_str().unwrap();
                 let labels = [
                     ("namespace", namespace),
                     ("search_deployment", NAME),
                     ("component", component),
-                    ("pod", &pod),
+                    ("pod", pod),
                 ];
                 let labels = labels.map(|(name, value)| (name, value.to_owned())).into();
-                scrape(namespace, &pod, port, labels).await;
+                scrape(namespace, pod, port, labels).await;
             }
         }
         for pod in cluster.pods("sextant", "app.kubernetes.io/name=sextant-operator").await {
-            scrape("sextant", &pod, 8081, vec![("pod", pod.clone())]).await;
+            let pod = pod["metadata"]["name"].as_str().unwrap();
+            scrape("sextant", pod, 8081, vec![("pod", pod.to_owned())]).await;
         }
         let folder = tempfile::tempdir().unwrap();
         let rules = repository("charts/sextant/files/alerts.yaml");
@@ -83,33 +85,17 @@ async fn each_panel_of_the_dashboards_has_data_on_a_cluster() {
         stack.whole(Duration::from_mins(3)).await;
 
         let boards = Board::read_all(&repository("charts/sextant/files/dashboards")).unwrap();
-        let mut last = None;
-        let looked = try_until("data for each panel", Duration::from_mins(1), async || {
-            let span = start..now();
-            let look = client.look(&boards, &HERE, &span).await?;
-            let faults = look.faults.clone();
-            last = Some((look, span));
-            if faults.is_empty() { Ok(()) } else { Err(format!("{faults:#?}")) }
-        })
-        .await;
+        let look = client.look(&boards, &HERE, start, Duration::from_mins(1)).await;
         for load in &loads {
             load.stop().await;
         }
-        let (look, span) = last.unwrap();
+        let look = look.unwrap();
         let pages = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("dashboards-cluster");
-        std::fs::create_dir_all(&pages).unwrap();
-        for (board, seen) in boards.iter().zip(&look.seen) {
-            let page = pages.join(format!("{}.html", board.name));
-            std::fs::write(page, picture::page(board, seen, &span)).unwrap();
-        }
+        picture::write(&pages, &boards, &look).unwrap();
         println!("pages with the dashboards are in {}", pages.display());
-        looked.unwrap();
+        assert!(look.faults.is_empty(), "{:#?}", look.faults);
     })
     .await;
     stack.patch(&json!({"cache": {"exporter": null}})).await;
     stack.whole(Duration::from_mins(3)).await;
-}
-
-fn now() -> f64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs_f64()
 }

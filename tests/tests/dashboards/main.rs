@@ -8,20 +8,19 @@
 
 mod load;
 
-use std::ops::Range;
-use std::path::{Path, PathBuf};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::path::PathBuf;
+use std::time::Duration;
 
 use serde_json::{Value, json};
 use sextant_dashboards::expression::Source;
-use sextant_dashboards::look::{Client, Look};
-use sextant_dashboards::picture;
+use sextant_dashboards::look::{Client, Look, now};
+use sextant_dashboards::picture::{self, Page};
 use sextant_dashboards::shown::Board;
 use sextant_stack::prometheus::{Prometheus, Target};
 use sextant_stack::proxy::Nginx;
 use sextant_tests::browser::Browser;
 use sextant_tests::production::Stores;
-use sextant_tests::{Api, Options, Server, awaited, eventually, repository};
+use sextant_tests::{Api, Options, Server, eventually, repository};
 
 use self::load::Load;
 
@@ -30,6 +29,7 @@ const SERVERS: usize = 3;
 /// Few, so that the model has them soon.
 const DOCUMENTS: usize = 100;
 const HERE: [Source; 1] = [Source::Server];
+const PATIENCE: Duration = Duration::from_secs(30);
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn each_panel_about_the_servers_has_data_and_is_drawn() {
@@ -66,25 +66,12 @@ async fn each_panel_about_the_servers_has_data_and_is_drawn() {
     until("max(sextant_breaker_open) == 0").await;
 
     let boards = Board::read_all(&repository("charts/sextant/files/dashboards")).unwrap();
-    let mut last = None;
-    // What happened last shows after the next scrapes.
-    let _ = awaited(async || {
-        let span = start..now();
-        let look = client.look(&boards, &HERE, &span).await.unwrap();
-        let is_done = look.faults.is_empty();
-        last = Some((look, span));
-        is_done.then_some(())
-    })
-    .await;
+    let look = client.look(&boards, &HERE, start, PATIENCE).await;
     load.stop().await;
-    let (look, span) = last.unwrap();
-    draw(&boards, &look, &span).await;
+    let look = look.unwrap();
+    draw(&boards, &look).await;
     tell_what_was_not_looked_at(&boards, &look);
     assert!(look.faults.is_empty(), "{:#?}", look.faults);
-}
-
-fn now() -> f64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs_f64()
 }
 
 /// A server, with the labels that the operator's ServiceMonitors add.
@@ -116,31 +103,25 @@ async fn import(api: &Api, servers: &[Server]) -> Vec<Value> {
 }
 
 /// Each dashboard as a page, and as a picture of that.
-async fn draw(boards: &[Board], look: &Look, span: &Range<f64>) {
+async fn draw(boards: &[Board], look: &Look) {
     let folder = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("dashboards");
-    std::fs::create_dir_all(&folder).unwrap();
     let browser = Browser::start(picture::WIDTH, 1000).await;
-    for (board, seen) in boards.iter().zip(&look.seen) {
-        if seen.iter().all(|panel| panel.curves.is_empty()) {
-            continue;
-        }
-        let page = folder.join(format!("{}.html", board.name));
-        std::fs::write(&page, picture::page(board, seen, span)).unwrap();
-        photograph(&browser, &page, picture::height(board)).await;
+    for page in picture::write(&folder, boards, look).unwrap() {
+        photograph(&browser, &page).await;
     }
     browser.close().await;
     println!("pictures of the dashboards are in {}", folder.display());
 }
 
 /// Of the whole page, beside it.
-async fn photograph(browser: &Browser, page: &Path, height: u32) {
-    browser.page.goto(&format!("file://{}", page.display())).await.unwrap();
+async fn photograph(browser: &Browser, page: &Page) {
+    browser.page.goto(&format!("file://{}", page.path.display())).await.unwrap();
     let metrics = json!({
-        "width": picture::WIDTH, "height": height, "deviceScaleFactor": 1, "mobile": false,
+        "width": picture::WIDTH, "height": page.height, "deviceScaleFactor": 1, "mobile": false,
     });
     browser.devtools("Emulation.setDeviceMetricsOverride", &metrics).await;
     let picture = browser.page.screenshot().await.unwrap();
-    std::fs::write(page.with_extension("png"), picture).unwrap();
+    std::fs::write(page.path.with_extension("png"), picture).unwrap();
 }
 
 fn tell_what_was_not_looked_at(boards: &[Board], look: &Look) {

@@ -2,6 +2,31 @@
 
 use crate::{Dashboard, Kind, Panel, Row, Unit};
 
+/// What NVIDIA's exporter says of the GPUs of a deployment's pods. Its own labels are renamed where
+/// Prometheus does not honour them, as by default, and `pod` is then that of the exporter.
+macro_rules! of_gpus {
+    ($metric:literal, $factor:literal) => {
+        &[
+            (
+                concat!(
+                    $metric,
+                    r#"{exported_namespace=~"$namespace",exported_pod=~"${deployment}-(api|embedder)-.*"}"#,
+                    $factor
+                ),
+                "{{exported_pod}} {{gpu}}",
+            ),
+            (
+                concat!(
+                    $metric,
+                    r#"{namespace=~"$namespace",pod=~"${deployment}-(api|embedder)-.*"}"#,
+                    $factor
+                ),
+                "{{pod}} {{gpu}}",
+            ),
+        ]
+    };
+}
+
 pub const EMBEDDING: Dashboard = Dashboard {
     name: "embedding",
     title: "Embedding",
@@ -126,6 +151,40 @@ pub const EMBEDDING: Dashboard = Dashboard {
                         "count by (device, model) (sextant_build_info{$chosen})",
                         "{{device}} {{model}}",
                     )],
+                },
+            ],
+        },
+        // Of dcgm-exporter, which comes with NVIDIA's operator.
+        Row {
+            title: "GPUs",
+            panels: &[
+                Panel {
+                    title: "Busy",
+                    about: "Share of the time in which a kernel ran, of however many of its cores.",
+                    unit: Unit::Share,
+                    kind: Kind::Series,
+                    queries: of_gpus!("DCGM_FI_DEV_GPU_UTIL", " / 100"),
+                },
+                Panel {
+                    title: "Tensor cores at work",
+                    about: "Share of their cycles. Far below the time busy: batches are too small.",
+                    unit: Unit::Share,
+                    kind: Kind::Series,
+                    queries: of_gpus!("DCGM_FI_PROF_PIPE_TENSOR_ACTIVE", ""),
+                },
+                Panel {
+                    title: "Memory of GPUs",
+                    about: "",
+                    unit: Unit::Bytes,
+                    kind: Kind::Series,
+                    queries: of_gpus!("DCGM_FI_DEV_FB_USED", " * 1048576"),
+                },
+                Panel {
+                    title: "Last error of the driver",
+                    about: "Its number as an Xid; 0 for none.",
+                    unit: Unit::Count,
+                    kind: Kind::Series,
+                    queries: of_gpus!("DCGM_FI_DEV_XID_ERRORS", ""),
                 },
             ],
         },

@@ -26,7 +26,7 @@ pub const STORES: Dashboard = Dashboard {
                     unit: Unit::Bytes,
                     kind: Kind::Series,
                     queries: &[(
-                        "max by (namespace, search_deployment) (patroni_xlog_location{$chosen}) - on (namespace, search_deployment) group_right () (patroni_xlog_replayed_location{$chosen} > 0)",
+                        "clamp_min(max by (namespace, search_deployment) (patroni_xlog_location{$chosen}) - on (namespace, search_deployment) group_right () (patroni_xlog_replayed_location{$chosen} > 0), 0)",
                         "{{pod}}",
                     )],
                 },

@@ -23,6 +23,7 @@ use fred::prelude::{
     Client, ClientLike, Error, Expiration, FredResult, KeysInterface, LuaInterface,
     PubsubInterface, SetOptions, Value,
 };
+use futures::FutureExt;
 use opentelemetry::trace::SpanKind;
 use rand::Rng;
 use tokio::sync::broadcast;
@@ -233,14 +234,11 @@ impl RedisCache {
         let span = Span::child("redis", SpanKind::Client);
         span.set("db.system.name", "redis");
         span.set("db.operation.name", operation);
-        let result = match span.run(tokio::time::timeout(limit, commands)).await {
-            Ok(result) => result,
-            Err(_) => Err(Error::new(fred::error::ErrorKind::Timeout, "no answer in time")),
-        };
-        if let Err(error) = &result {
-            span.failed(error.kind().to_str());
-        }
-        drop(span);
+        let late = |_| Err(Error::new(fred::error::ErrorKind::Timeout, "no answer in time"));
+        let commands =
+            tokio::time::timeout(limit, commands).map(|result| result.unwrap_or_else(late));
+        let failure = |result: &FredResult<T>| Some(result.as_ref().err()?.kind().to_str());
+        let result = span.call(commands, failure).await;
         let took = started.elapsed();
         self.metrics.redis_duration.with_label_values(&[operation]).observe(took.as_secs_f64());
         if result.is_err() {

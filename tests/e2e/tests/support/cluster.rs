@@ -83,11 +83,10 @@ impl Cluster {
         command
     }
 
-    /// Names of the pods with a label.
-    pub async fn pods(&self, namespace: &str, label: &str) -> Vec<String> {
+    /// The pods with a label.
+    pub async fn pods(&self, namespace: &str, label: &str) -> Vec<Value> {
         let pods = self.get(&format!("pods -n {namespace} -l {label}")).await;
-        let pods = pods["items"].as_array().unwrap().iter();
-        pods.map(|pod| pod["metadata"]["name"].as_str().unwrap().to_owned()).collect()
+        pods["items"].as_array().unwrap().clone()
     }
 
     /// An object, or a list of them, as JSON.

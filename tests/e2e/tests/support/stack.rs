@@ -228,9 +228,8 @@ impl Stack {
     }
 
     async fn objects(&self, component: &str) -> Vec<Value> {
-        let Self { namespace, .. } = self;
-        let labels = format!("pods -n {namespace} -l app.kubernetes.io/component={component}");
-        self.cluster.get(&labels).await["items"].as_array().unwrap().clone()
+        let label = format!("app.kubernetes.io/component={component}");
+        self.cluster.pods(self.namespace, &label).await
     }
 }
 

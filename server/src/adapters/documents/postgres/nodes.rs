@@ -206,15 +206,16 @@ impl Nodes {
     ) -> Result<T, Error> {
         let span = Span::child("postgres", SpanKind::Client);
         span.set("db.system.name", "postgresql");
-        span.set("server.address", self.all[node.index].host.name.clone());
         span.set("sextant.postgres.role", self.all[node.index].role.as_str());
-        let outcome = span.run(timeout(limit, operation)).await;
-        match &outcome {
-            Ok(Ok(_)) => {}
-            Ok(Err(error)) => span.failed(fault(error).as_str()),
-            Err(_) => span.failed("timeout"),
+        if span.is_recorded() {
+            span.set("server.address", self.all[node.index].host.name.clone());
         }
-        drop(span);
+        let failure = |outcome: &Result<_, _>| match outcome {
+            Ok(Ok(_)) => None,
+            Ok(Err(error)) => Some(fault(error).as_str()),
+            Err(_) => Some("timeout"),
+        };
+        let outcome = span.call(timeout(limit, operation), failure).await;
         match outcome {
             Ok(Ok(value)) => Ok(value),
             Ok(Err(error)) => match fault(&error) {

@@ -164,14 +164,11 @@ impl Dispatch {
         let limit = self.timeout.min(batch.deadline.saturating_duration_since(started));
         let texts = batch.texts.len();
         let span = Span::child("POST /v1/embeddings", SpanKind::Client);
-        let name = self.endpoints().name(endpoint).to_owned();
-        span.set("server.address", name);
-        let asked = self.client.embeddings(endpoint, body, texts, &self.version, limit);
-        let answer = span.run(asked).await;
-        if let Err(fault) = &answer {
-            span.failed(fault.kind());
+        if span.is_recorded() {
+            span.set("server.address", self.endpoints().name(endpoint).to_owned());
         }
-        drop(span);
+        let asked = self.client.embeddings(endpoint, body, texts, &self.version, limit);
+        let answer = span.call(asked, |answer| answer.as_ref().err().map(Fault::kind)).await;
         match &answer {
             Ok(_) => {
                 self.outcome("ok");

@@ -175,14 +175,13 @@ impl<C: Client> Servers<C> {
             span.set("db.system.name", "milvus");
             span.set("db.operation.name", action);
             span.count("sextant.milvus.server", place);
-            let answer = span.run(timeout(limit, answer)).await;
-            match &answer {
-                Ok(Ok(_)) => {}
-                Ok(Err(error)) if C::is_unavailable(error) => span.failed("unavailable"),
-                Ok(Err(_)) => span.failed("failed"),
-                Err(_) => span.failed("timeout"),
-            }
-            drop(span);
+            let failure = |answer: &Result<_, _>| match answer {
+                Ok(Ok(_)) => None,
+                Ok(Err(error)) if C::is_unavailable(error) => Some("unavailable"),
+                Ok(Err(_)) => Some("failed"),
+                Err(_) => Some("timeout"),
+            };
+            let answer = span.call(timeout(limit, answer), failure).await;
             let error = match answer {
                 Ok(Ok(answer)) => {
                     server.breaker.succeeded();
