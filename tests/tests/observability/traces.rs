@@ -70,6 +70,8 @@ async fn every_call_to_a_store_and_to_an_embedding_server_is_a_span_of_the_same_
     let options = recording(stores.options(Options::hash()), &collector)
         .set("embedder.kind", "remote")
         .set("remote.endpoints", &json!([embedder.url]).to_string())
+        // A busy machine is no reason to leave Redis alone.
+        .set("redis.timeout_ms", "5000")
         .seed("exercises", &repository("deploy/samples/exercises.ndjson"));
     let server = Server::start(options).await;
     eventually("documents are found", async || {
