@@ -30,14 +30,19 @@ pub struct Prometheus {
 }
 
 impl Prometheus {
-    /// Scrapes and evaluates every second, whatever interval groups of the rules ask for. All its
-    /// files are in `dir`, which is made when it is missing.
-    pub async fn start(dir: &Path, targets: &[Target], rules: &str) -> Result<Self, StackError> {
+    /// Scrapes and evaluates every so many seconds, whatever interval groups of the rules ask for. All
+    /// its files are in `dir`, which is made when it is missing.
+    pub async fn start(
+        dir: &Path,
+        targets: &[Target],
+        rules: &str,
+        seconds: u32,
+    ) -> Result<Self, StackError> {
         std::fs::create_dir_all(dir)?;
         let has_interval = |line: &str| line.trim_start().starts_with("interval:");
         let rules: Vec<&str> = rules.lines().filter(|line| !has_interval(line)).collect();
         std::fs::write(dir.join(RULES), rules.join("\n"))?;
-        std::fs::write(dir.join(CONFIG), config(targets))?;
+        std::fs::write(dir.join(CONFIG), config(targets, seconds))?;
         let address = SocketAddr::from(([127, 0, 0, 1], free_port()?));
         let mut command = Command::new("prometheus");
         command
@@ -72,9 +77,9 @@ impl Prometheus {
     }
 }
 
-fn config(targets: &[Target]) -> String {
+fn config(targets: &[Target], seconds: u32) -> String {
     let mut config = format!(
-        "global: {{scrape_interval: 1s, evaluation_interval: 1s}}\n\
+        "global: {{scrape_interval: {seconds}s, evaluation_interval: {seconds}s}}\n\
          rule_files: [{RULES}]\n\
          scrape_configs:\n\
          - job_name: test\n  static_configs:\n"
@@ -99,7 +104,7 @@ mod tests {
             address: address.to_owned(),
             labels: vec![("component", "api".to_owned()), ("pod", pod.to_owned())],
         };
-        let config = config(&[target("127.0.0.1:1", "api-0"), target("127.0.0.1:2", "api-1")]);
+        let config = config(&[target("127.0.0.1:1", "api-0"), target("127.0.0.1:2", "api-1")], 1);
         let expected = r#"
   static_configs:
   - {targets: ["127.0.0.1:1"], labels: {component: "api", pod: "api-0"}}

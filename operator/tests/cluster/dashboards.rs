@@ -24,7 +24,7 @@ async fn each_panel_about_the_operator_has_data_and_is_drawn() {
     let labels = vec![("pod", "sextant-operator-0".to_owned())];
     let target = Target { address: operator.address(), labels };
     let start = now();
-    let prometheus = Prometheus::start(folder.path(), &[target], &rules).await.unwrap();
+    let prometheus = Prometheus::start(folder.path(), &[target], &rules, 1).await.unwrap();
     let client = Client(async |path: String| prometheus.get(&path).await.unwrap());
     let until = async |expression: &str| {
         let holds = || async { client.holds(expression).await };

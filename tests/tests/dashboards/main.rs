@@ -44,7 +44,7 @@ async fn each_panel_about_the_servers_has_data_and_is_drawn() {
     let targets: Vec<_> = servers.iter().enumerate().map(target).collect();
     let start = now();
     let prometheus =
-        Prometheus::start(&folder.path().join("prometheus"), &targets, &rules).await.unwrap();
+        Prometheus::start(&folder.path().join("prometheus"), &targets, &rules, 1).await.unwrap();
     let client = Client(async |path: String| prometheus.get(&path).await.unwrap());
     let until = async |expression: &str| {
         eventually(expression, async || client.holds(expression).await.then_some(())).await;
