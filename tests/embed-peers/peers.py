@@ -7,6 +7,7 @@ the model, SCRATCH a folder in which exported models are kept, DEVICE cpu or cud
 are embedded one after the other. The answer is a line {"seconds": …}, with "vectors" if they were asked for.
 """
 
+import fcntl
 import json
 import os
 import sys
@@ -76,8 +77,14 @@ def onnx(precision):
 
 
 def exported(model, scratch, precision):
-    """The ONNX file of a model, made once."""
+    """The ONNX file of a model, made once: who comes meanwhile, as the other precision does, waits."""
     os.makedirs(scratch, exist_ok=True)
+    with open(os.path.join(scratch, "lock"), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        return export(model, scratch, precision)
+
+
+def export(model, scratch, precision):
     full, wanted = (os.path.join(scratch, f"{name}.onnx") for name in ("fp32", precision))
     if not os.path.exists(full):
         from transformers import AutoModel
