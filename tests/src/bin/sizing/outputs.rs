@@ -28,6 +28,21 @@ pub struct Place<'a> {
     pub column: &'a str,
 }
 
+#[derive(Clone, Copy)]
+pub enum Which {
+    Largest,
+    Last,
+}
+
+impl fmt::Display for Which {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Largest => "the largest",
+            Self::Last => "the last",
+        })
+    }
+}
+
 impl fmt::Display for Place<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "“{}”", self.title)?;
@@ -102,19 +117,23 @@ impl Output {
         self.number(self.cell(place)?, &place)
     }
 
-    /// The largest of a column.
-    pub fn largest(&self, title: &str, column: &str) -> Result<f64, Failure> {
+    /// One of a column's figures: the largest, or the last one.
+    pub fn one_of(&self, title: &str, column: &str, which: Which) -> Result<f64, Failure> {
         let place = Place { title, row: &[], column };
         self.cell(place)?;
-        let mut largest = f64::NEG_INFINITY;
+        let mut one = f64::NEG_INFINITY;
         for table in self.tables.iter().filter(|table| matches(title, &table.title)) {
             if let Some(index) = table.column(column) {
                 for cell in table.rows.iter().filter_map(|row| row.get(index)) {
-                    largest = largest.max(self.number(cell, &place)?);
+                    let next = self.number(cell, &place)?;
+                    one = match which {
+                        Which::Largest => one.max(next),
+                        Which::Last => next,
+                    };
                 }
             }
         }
-        Ok(largest)
+        Ok(one)
     }
 
     /// The number between two parts of a sentence.
@@ -218,9 +237,9 @@ Afterwards the server holds 427.1 MiB.
 
     #[test]
     fn the_largest_figure_is_that_of_all_rows_under_a_title() {
-        let largest = output().largest("Cached searches", "rate").unwrap();
+        let largest = output().one_of("Cached searches", "rate", Which::Largest).unwrap();
         assert!((largest - 1234.5).abs() < 1e-9);
-        assert!(output().largest("Cached searches", "other").is_err());
+        assert!(output().one_of("Cached searches", "other", Which::Largest).is_err());
     }
 
     #[test]
