@@ -236,9 +236,11 @@ Afterwards the server holds 427.1 MiB.
     }
 
     #[test]
-    fn the_largest_figure_is_that_of_all_rows_under_a_title() {
+    fn the_largest_and_the_last_figure_are_those_of_all_rows_under_a_title() {
         let largest = output().one_of("Cached searches", "rate", Which::Largest).unwrap();
         assert!((largest - 1234.5).abs() < 1e-9);
+        let last = output().one_of("Cached searches", "rate", Which::Last).unwrap();
+        assert!((last - 7.0).abs() < 1e-9);
         assert!(output().one_of("Cached searches", "other", Which::Largest).is_err());
     }
 
